@@ -1,0 +1,1 @@
+"""Configuration files: finding, merging and checking them."""
