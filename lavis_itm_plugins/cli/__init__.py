@@ -1,0 +1,1 @@
+"""The `lavis-itm` command."""

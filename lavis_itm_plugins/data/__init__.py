@@ -1,0 +1,1 @@
+"""Data sets: annotations, features, builders and generated scenes."""

@@ -1,0 +1,120 @@
+"""The SCAN layout of precomputed features: `{split}_ims.npy`, `{split}_caps.txt` and two optional text files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lavis_itm_plugins.data.features import FeatureFile
+from lavis_itm_plugins.data.splits import CaptionSplit, check_captions, read_lines
+from lavis_itm_plugins.errors import ItmError
+
+# SCAN's data sets name the validation split "dev"
+FILE_PREFIXES = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
+CAPTIONS_PER_IMAGE = 5
+
+
+def find_prefix(root: Path, split: str) -> str | None:
+    """The file prefix that the split has in `root`, or None when it has no file at all."""
+    for prefix in FILE_PREFIXES[split]:
+        if (root / f"{prefix}_ims.npy").exists() or (root / f"{prefix}_caps.txt").exists():
+            return prefix
+    return None
+
+
+def read_precomp(root: str | Path, split: str) -> CaptionSplit:
+    """Read and check one split.
+
+    Rows of the feature file are images (any whole number of captions each, in image order) or captions (an image's
+    row repeated for each of its captions). `{split}_image_ids.txt`, an integer for each caption, says it for any
+    other order or ragged number; `{split}_ids.txt` gives the images' names.
+
+    Raises ItmError with the file and the numbers that do not fit.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ItmError(f"data folder {root} does not exist; set `root` to the folder with train_ims.npy")
+    prefix = find_prefix(root, split) or FILE_PREFIXES[split][0]
+    caption_path = root / f"{prefix}_caps.txt"
+    features = FeatureFile(root / f"{prefix}_ims.npy")
+    captions = read_lines(caption_path)
+    if not captions or not len(features):
+        raise ItmError(f"the {split} split in {root} is empty; give at least one image with one caption")
+    check_captions(captions, caption_path)
+    ids_path = root / f"{prefix}_image_ids.txt"
+    if ids_path.exists():
+        image_rows, caption_image = _explicit(_read_ids(ids_path, len(captions)), len(features), ids_path)
+    else:
+        image_rows, caption_image = _regular(features, len(captions), caption_path)
+    names = _read_names(root / f"{prefix}_ids.txt", image_rows, len(features))
+    return CaptionSplit(split, features, image_rows, captions, caption_image, names)
+
+
+def _regular(features: FeatureFile, n_captions: int, where: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image rows and each caption's image when captions follow image order in equal groups."""
+    rows = len(features)
+    group = _repeats(features) if rows == n_captions else 1
+    image_rows = np.arange(0, rows, group)
+    if n_captions % len(image_rows):
+        raise ItmError(
+            f"{where} has {n_captions} captions for {rows} rows in {features.path.name}, which is no whole number "
+            f"for each image; add {where.name.replace('_caps', '_image_ids')} with each caption's image id"
+        )
+    return image_rows, np.arange(n_captions) // (n_captions // len(image_rows))
+
+
+def _repeats(features: FeatureFile) -> int:
+    """5 when every five rows are one image's, repeated for its captions; otherwise 1."""
+    rows = len(features)
+    if rows % CAPTIONS_PER_IMAGE:
+        return 1
+    for start in range(0, rows, CAPTIONS_PER_IMAGE):
+        block = features.array[start : start + CAPTIONS_PER_IMAGE]
+        if not (block == block[:1]).all():
+            return 1
+    return CAPTIONS_PER_IMAGE
+
+
+def _read_ids(path: Path, n_captions: int) -> np.ndarray:
+    lines = read_lines(path)
+    if len(lines) != n_captions:
+        raise ItmError(f"{path} has {len(lines)} lines for {n_captions} captions; give one image id for each caption")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip().lstrip("-").isdecimal():
+            raise ItmError(f"{path}, line {number}: {line!r} is no whole number; give each caption's image id")
+    return np.array([int(line) for line in lines], dtype=np.int64)
+
+
+def _explicit(ids: np.ndarray, rows: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image rows and each caption's image from its id.
+
+    One row for each caption: an image's first row is used. Else an id is a row number when all are within the file,
+    and otherwise ids stand for rows in order of first appearance.
+    """
+    distinct, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    if rows == len(ids):
+        return first[order], position[inverse]
+    if distinct[0] >= 0 and distinct[-1] < rows:
+        return distinct, inverse
+    if len(distinct) == rows:
+        return np.arange(rows), position[inverse]
+    raise ItmError(
+        f"{path} names {len(distinct)} images (ids {distinct[0]} to {distinct[-1]}) but the feature file has {rows} "
+        f"rows; ids must be row numbers 0 to {rows - 1}, or there must be one row for each image"
+    )
+
+
+def _read_names(path: Path, image_rows: np.ndarray, rows: int) -> list[str]:
+    """Names of the images; numbers where there is no file of names."""
+    if not path.exists():
+        return [str(row) for row in image_rows]
+    names = read_lines(path)
+    if len(names) == rows:
+        return [names[row] for row in image_rows]
+    if len(names) == len(image_rows):
+        return names
+    raise ItmError(f"{path} has {len(names)} names for {len(image_rows)} images; give one name for each image")

@@ -1,0 +1,1 @@
+"""Encoders of images and captions; no LAVIS outside the one that wraps its vision transformer."""

@@ -1,0 +1,60 @@
+"""What goes wrong in training, noticed early: losses that are not finite, networks that collapse."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_itm_plugins.encoders.encoded import Encoded
+from lavis_itm_plugins.errors import ItmError
+
+log = logging.getLogger(__name__)
+MOST_SKIPPED_IN_A_ROW = 20
+COLLAPSED_COSINE = 0.995
+SAMPLE = 512
+
+
+class FiniteWatch:
+    """Decides what to do with a step whose loss or gradient norm is not finite: stop with advice, or skip it."""
+
+    def __init__(self, action: str = "stop") -> None:
+        self.action, self.skipped, self.in_a_row = action, 0, 0
+
+    def allows(self, value: Tensor, what: str, position: str) -> bool:
+        """Whether the step may be taken; raises ItmError when the run should stop."""
+        if bool(torch.isfinite(value.detach()).all()):
+            self.in_a_row = 0
+            return True
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        said = f"{what} is {float(value.detach()):.4g} at {position}"
+        advice = "lower run.init_lr, set run.itm.clip_grad, or look for NaN with `lavis-itm data verify`"
+        if self.action == "stop" or self.in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise ItmError(f"{said}; {advice}. The last checkpoint is intact, and run.itm.on_nonfinite=skip goes on")
+        log.warning("%s: step skipped (%d so far)", said, self.skipped)
+        return False
+
+
+def check_collapse(images: Encoded, action: str) -> None:
+    """Warn, or raise ItmError, when image vectors hardly differ: the known failure of hardest negatives."""
+    if images.pooled is None or len(images) < 2:
+        return
+    sample = torch.nn.functional.normalize(images.pooled[:SAMPLE].float(), dim=1)
+    cosines = sample @ sample.t()
+    mean = float((cosines.sum() - cosines.diagonal().sum()) / (len(sample) * (len(sample) - 1)))
+    if mean < COLLAPSED_COSINE:
+        return
+    said = (
+        f"the network has collapsed: images have a mean cosine of {mean:.4f} with each other. Try "
+        "base_loss.warmup_epochs=1, base_loss.negatives=all, base_loss.name=infonce or a lower run.init_lr"
+    )
+    if action == "stop":
+        raise ItmError(said)
+    log.warning("%s", said)
+
+
+def position(epoch: Any) -> str:
+    """Where an epoch stands, in words."""
+    return f"epoch {epoch.number + 1}, step {min(epoch.done + 1, epoch.steps)}"

@@ -1,0 +1,89 @@
+"""`itm_retrieval`: LAVIS's retrieval task with our loop and our metrics; runs under our runner and under LAVIS's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from lavis.common.dist_utils import is_main_process
+from lavis.tasks.retrieval import RetrievalTask
+
+from lavis_itm_plugins.data.joined import check_splits
+from lavis_itm_plugins.evaluation import evaluate_tiles, retrieval_metrics
+from lavis_itm_plugins.matchers.encode import captions_of, encode_split
+from lavis_itm_plugins.registry import register_task
+from lavis_itm_plugins.runners.loop import Epoch, LoopSettings, train_steps
+from lavis_itm_plugins.runners.settings import parse_itm
+from lavis_itm_plugins.runners.watch import check_collapse
+
+log = logging.getLogger(__name__)
+
+
+@register_task("itm_retrieval")
+class ItmRetrievalTask(RetrievalTask):
+    """Train with hooks, clipping and learning-rate factors; evaluate in tiles, select by rsum."""
+
+    def build_datasets(self, cfg: Any) -> dict[str, Any]:
+        """LAVIS's datasets by name and split, checked against the splits that the run names."""
+        datasets = super().build_datasets(cfg)
+        check_splits(datasets, self.cfg)
+        return datasets
+
+    def train_epoch(
+        self,
+        epoch: int,
+        model: Any,
+        data_loader: Any,
+        optimizer: Any,
+        lr_scheduler: Any,
+        scaler: Any = None,
+        cuda_enabled: bool = False,
+        log_freq: int = 50,
+        accum_grad_iters: int = 1,
+    ) -> dict[str, str]:
+        """One epoch under one of LAVIS's runners; ours calls the loop itself, since it can also start in the middle."""
+        settings = parse_itm(self.cfg)
+        totals = train_steps(
+            model,
+            iter(data_loader),
+            Epoch(epoch, len(data_loader)),
+            optimizer=optimizer,
+            scheduler=lr_scheduler,
+            scaler=scaler,
+            settings=LoopSettings(accum_grad_iters, settings.clip_grad, None, log_freq),
+        )
+        return {name: f"{mean:.4f}" for name, mean in totals.means().items()}
+
+    def evaluation(self, model: Any, data_loader: Any, **_: Any) -> dict[str, float] | None:
+        """Metrics of a split on the first rank, None on the others."""
+        model = getattr(model, "module", model)
+        matcher = model.evaluated() if hasattr(model, "evaluated") else model
+        settings = parse_itm(self.cfg)
+        if hasattr(matcher, "encode_images"):
+            images, captions, caption_image = encode_split(matcher, data_loader)
+            check_collapse(images, settings.on_collapse)
+            metrics = evaluate_tiles(
+                *(images, captions, matcher.score, caption_image),
+                memory_budget_mb=settings.memory_budget_mb,
+                folds=settings.coco_1k_folds,
+            )
+        else:
+            scores, _transposed = matcher.compute_sim_matrix(data_loader, task_cfg=self.cfg)
+            metrics = retrieval_metrics(scores, captions_of(data_loader.dataset)[1])
+        if not is_main_process():
+            return None
+        log.info(
+            "%d images, %d captions: %s", len(data_loader.dataset), len(data_loader.dataset.text), summary(metrics)
+        )
+        return metrics
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """The recalls and rsum on one line.
+
+    >>> summary({f"{side}_r{k}": 50.0 for side in ("txt", "img") for k in (1, 5, 10)} | {"rsum": 300.0})
+    'i2t R@1/5/10 50.0 50.0 50.0, t2i 50.0 50.0 50.0, rsum 300.0'
+    """
+    recalls = {side: " ".join(f"{metrics[f'{side}_r{k}']:.1f}" for k in (1, 5, 10)) for side in ("txt", "img")}
+    return f"i2t R@1/5/10 {recalls['txt']}, t2i {recalls['img']}, rsum {metrics['rsum']:.1f}"
