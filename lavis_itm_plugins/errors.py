@@ -15,11 +15,17 @@ class ItmError(ValueError):
     lavis_itm_plugins.errors.ItmError: margin is -1.0; give a number of at least 0
     """
 
+    def __init__(self, message: str) -> None:
+        # torch raises a data worker's error again with that process's traceback as the message; the sentence is its end
+        if message.startswith("Caught ItmError in "):
+            message = message.rpartition("ItmError: ")[2].strip()
+        super().__init__(message)
+
 
 def nearest(word: str, choices: Iterable[str], *, limit: int = 3) -> list[str]:
     """Choices closest to a mistyped word, best first, without regard to case.
 
-    >>> nearest("itm_vs", ["itm_vse", "itm_scan", "clip"])
+    >>> nearest("itm_vs", ["itm_vse", "clip"])
     ['itm_vse']
     """
     by_lower = {choice.lower(): choice for choice in choices}

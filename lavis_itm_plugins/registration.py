@@ -14,6 +14,7 @@ MODULES = (
     "lavis_itm_plugins.runners.runner",
     "lavis_itm_plugins.runners.schedulers",
     "lavis_itm_plugins.data.builders",
+    "lavis_itm_plugins.data.builders_pairs",
 )
 LOSSES = "lavis_itm_plugins.losses"
 

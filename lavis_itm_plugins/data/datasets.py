@@ -11,7 +11,7 @@ from lavis.datasets.datasets.base_dataset import BaseDataset
 from torch.utils.data.dataloader import default_collate
 
 from lavis_itm_plugins.data.randomness import keyed_uniform
-from lavis_itm_plugins.data.splits import CaptionSplit
+from lavis_itm_plugins.data.splits import AugmentingSource, CaptionSplit
 
 
 class _SplitDataset(BaseDataset):
@@ -57,7 +57,7 @@ class CaptionDataset(_SplitDataset):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         rows = np.asarray(indices)
         batch = {
-            "image": self.split.images.fetch(self.split.image_rows[self.split.caption_image[rows]]),
+            "image": self.fetch_images(rows),
             "text_input": [self.split.captions[row] for row in rows],
             "image_id": torch.from_numpy(self.image_ids[rows]),
             "index": torch.from_numpy(rows.astype(np.int64)),
@@ -66,6 +66,13 @@ class CaptionDataset(_SplitDataset):
         if self.region_drop:
             batch["image_mask"] = self._keep_mask(rows, batch["image"].shape[1])
         return batch
+
+    def fetch_images(self, rows: np.ndarray) -> torch.Tensor:
+        """The images of these captions; a random variant is a function of (seed, epoch, caption)."""
+        images, positions = self.split.images, self.split.image_rows[self.split.caption_image[rows]]
+        if isinstance(images, AugmentingSource):
+            return images.fetch_augmented(positions, [(self.seed, self.epoch, int(row)) for row in rows])
+        return images.fetch(positions)
 
     def _keep_mask(self, rows: np.ndarray, regions: int) -> torch.Tensor:
         draws = keyed_uniform(self.seed, self.epoch, rows, regions)

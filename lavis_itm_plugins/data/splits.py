@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
+from lavis_itm_plugins.data.text import has_words
 from lavis_itm_plugins.errors import ItmError
 
 
@@ -19,7 +20,16 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def fetch(self, rows: np.ndarray) -> Tensor:
-        """What the image encoder reads for these positions, stacked, float32."""
+        """What the image encoder reads for these positions, stacked, float32; the same at every call."""
+        ...
+
+
+@runtime_checkable
+class AugmentingSource(ImageSource, Protocol):
+    """Pictures that training sees in random variants."""
+
+    def fetch_augmented(self, rows: np.ndarray, keys: Sequence[tuple[int, ...]]) -> Tensor:
+        """As `fetch`, each position in the variant that its key (whole numbers from 0) draws, whatever came before."""
         ...
 
 
@@ -46,23 +56,8 @@ class CaptionSplit:
         return len(self.image_rows)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file without line ends; raises ItmError when it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ItmError(f"{path} does not exist; check `root`") from None
-    except UnicodeDecodeError as error:
-        raise ItmError(f"{path} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv -f latin1") from None
-    except OSError as error:
-        raise ItmError(f"cannot read {path}: {error.strerror}") from None
-    # splitlines() would also split at U+2028 and the like, which occur inside captions
-    lines = text.split("\n")
-    return [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-
-
 def check_captions(captions: Sequence[str], where: str | Path) -> None:
     """Raise ItmError for the first caption without a letter or digit, with its line number."""
     for number, caption in enumerate(captions, start=1):
-        if not any(character.isalnum() for character in caption):
+        if not has_words(caption):
             raise ItmError(f"{where}: caption {number} ({caption!r}) has no words; remove or mend it")
