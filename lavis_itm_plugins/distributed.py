@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,6 +55,10 @@ def gather_encoded(encoded: Encoded) -> Encoded:
         longest = torch.tensor([encoded.regions.shape[1]], device=encoded.regions.device)
         dist.all_reduce(longest, op=dist.ReduceOp.MAX)
         encoded = encoded.padded_to(int(longest))
+        # a mask on one rank only would be a gather that the others do not join
+        if any_rank(encoded.mask is not None) and encoded.mask is None:
+            everything = torch.ones(encoded.regions.shape[:2], dtype=torch.bool, device=encoded.regions.device)
+            encoded = replace(encoded, mask=everything)
     return encoded.map(gather_rows)
 
 

@@ -39,6 +39,7 @@ def evaluate_checkpoint(
     from lavis_itm_plugins.runners.settings import parse_run, with_device
 
     config = ProjectConfig(find_config(config_path), options)
+    config.config.run.evaluate = True
     config.config.model.update(finetuned=checkpoint and str(checkpoint), load_finetuned=True, pretrained=None)
     settings = with_device(parse_run(config.run_cfg))
     setup_logger()

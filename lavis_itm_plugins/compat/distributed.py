@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lavis_itm_plugins.compat.meeting import meet
 from lavis_itm_plugins.compat.table import repair
 
 # LAVIS waits 365 days, so a rank that died looks like a hang; this still covers mining on one rank while others wait
@@ -96,7 +97,8 @@ def meter_device() -> None:
 @repair(
     "AttributeError: module 'torch._C' has no attribute '_cuda_setDevice' (torchrun), "
     "ZeroDivisionError: integer modulo by zero (SLURM)",
-    f"run.device cpu, or no CUDA: gloo in place of NCCL, a timeout of {TIMEOUT}, SLURM without ranks is one process",
+    f"run.device cpu, or no CUDA: gloo in place of NCCL, a timeout of {TIMEOUT}, SLURM without ranks is one process; "
+    "itm_runner on GPUs: NCCL with the same timeout; a start that waits for a process for minutes, not for a year",
 )
 def distributed_mode() -> None:
     """LAVIS starts NCCL, and divides a SLURM rank by the number of GPUs (common/dist_utils.py:58-90)."""
@@ -105,25 +107,24 @@ def distributed_mode() -> None:
     stock = dist_utils.init_distributed_mode
 
     def init_distributed_mode(args: Any) -> None:
-        if torch.cuda.is_available() and str(args.get("device", "cuda")) != "cpu":
+        gpu = torch.cuda.is_available() and str(args.get("device", "cuda")) != "cpu"
+        launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+        if gpu and not (launched and args.get("runner") == "itm_runner"):
             return stock(args)
-        args.distributed = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-        if args.distributed:
-            _start_gloo(args)
+        args.distributed = launched
+        if launched:
+            _join_group(args, "nccl" if gpu else "gloo")
             dist_utils.setup_for_distributed(args.rank == 0)
 
     dist_utils.init_distributed_mode = init_distributed_mode
 
 
-def _start_gloo(args: Any) -> None:
+def _join_group(args: Any, backend: str) -> None:
     """Join the group that torchrun's environment variables describe, and note the same keys as LAVIS does."""
     args.rank, args.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    args.gpu, args.dist_backend = int(os.environ.get("LOCAL_RANK", 0)), "gloo"
-    dist.init_process_group(
-        "gloo",
-        init_method=args.get("dist_url", "env://"),
-        rank=args.rank,
-        world_size=args.world_size,
-        timeout=TIMEOUT,
-    )
+    args.gpu, args.dist_backend = int(os.environ.get("LOCAL_RANK", 0)), backend
+    if backend == "nccl":
+        torch.cuda.set_device(args.gpu)
+    store = meet(args.rank, args.world_size, args.get("dist_url", "env://"))
+    dist.init_process_group(backend, store=store, rank=args.rank, world_size=args.world_size, timeout=TIMEOUT)
     dist.barrier()

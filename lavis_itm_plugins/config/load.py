@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lavis.common.config import Config
 from lavis.common.registry import registry
@@ -32,11 +33,21 @@ class ProjectConfig(Config):
         check_names(OmegaConf.to_container(project), str(path))  # type: ignore[arg-type]
         # the runners read both as attributes, where LAVIS has no defaults for a run
         project.run = OmegaConf.merge({"distributed": False, "evaluate": False, "dist_url": "env://"}, project.run)
-        self.config = OmegaConf.merge(
-            self.build_runner_config(project), self.build_model_config(project), self.build_dataset_config(project)
-        )
+        self.config = project
         registry.register("configuration", self)
+        self.config = self._with_defaults(project, path)
         check_sections(self.config)
+
+    def _with_defaults(self, project: DictConfig, path: Path) -> DictConfig:
+        """The project merged over the default files of its model and data sets."""
+        try:
+            return OmegaConf.merge(  # type: ignore[return-value]
+                self.build_runner_config(project), self.build_model_config(project), self.build_dataset_config(project)
+            )
+        except (TypeError, OmegaConfBaseException) as error:
+            # a list where the default file has a section; the classes say which key that is
+            check_sections(project)
+            raise ItmError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def _read(path: Path, options: Sequence[str]) -> DictConfig:
@@ -49,6 +60,19 @@ def _read(path: Path, options: Sequence[str]) -> DictConfig:
         project = OmegaConf.load(path)
         if not isinstance(project, DictConfig):
             raise ItmError(f"{path}: expected the sections model, datasets and run")
-        return OmegaConf.merge(project, OmegaConf.from_dotlist(list(options)))  # type: ignore[return-value]
-    except (YAMLError, OmegaConfBaseException) as error:
+        given = OmegaConf.from_dotlist(list(options))
+        merged = OmegaConf.create(_merge(OmegaConf.to_container(project), OmegaConf.to_container(given)))
+        # `${...}` and `???` are settled here, where an error can still name the file
+        return OmegaConf.create(OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
+    except ItmError:
+        raise
+    # OmegaConf answers a file that is no mapping with OSError, and odd merges with TypeError
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
         raise ItmError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _merge(below: Any, above: Any) -> Any:
+    """`above` wins, key by key; OmegaConf would refuse a value in place of a section, which the classes can explain."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {**below, **{key: _merge(below.get(key), value) for key, value in above.items()}}

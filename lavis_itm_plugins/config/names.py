@@ -50,7 +50,8 @@ def _known(section: Mapping[str, Any], key: str, kind: str, source: str) -> str:
     value = section.get(key.rpartition(".")[2])
     if value is None:
         raise ItmError(f"{source}: {key}: missing; choose from: {', '.join(names(kind))}")
-    if value not in names(kind):
+    # also a list or a section, which no dictionary could look up
+    if not isinstance(value, str) or value not in names(kind):
         raise ItmError(f"{source}: {key}: {unknown_name(kind.replace('lr_', ''), str(value), names(kind))}")
     return str(value)
 
@@ -61,10 +62,12 @@ def _check_model(model: Mapping[str, Any], source: str) -> None:
     model_type = model.get("model_type")
     if model_type is None:
         raise ItmError(f"{source}: model.model_type: missing; choose from: {', '.join(types)}")
+    if not isinstance(model_type, str):
+        raise ItmError(f"{source}: model.model_type: expected text, got {model_type!r}")
     try:
         # the class decides, not the dictionary: CLIP also takes "base"
         model_class.default_config_path(model_type=model_type)
-    except (AssertionError, KeyError):
+    except (AssertionError, KeyError, ItmError):
         raise ItmError(f"{source}: model.model_type: {unknown_name('type', str(model_type), types)}") from None
 
 
@@ -78,5 +81,5 @@ def _check_datasets(datasets: Mapping[str, Any], source: str) -> None:
         if not isinstance(settings, Mapping):
             raise ItmError(f"{source}: datasets.{name}: expected a section of keys, got {settings!r}; write {{}}")
         types = registered("builder")[name].DATASET_CONFIG_DICT
-        if (kind := settings.get("type", "default")) not in types:
+        if not isinstance(kind := settings.get("type", "default"), str) or kind not in types:
             raise ItmError(f"{source}: datasets.{name}.type: {unknown_name('type', str(kind), types)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ def parse(cls: type[Config], node: Mapping[str, Any] | None, where: str, *, igno
     values = {}
     for name, field in fields.items():
         if name in node:
-            values[name] = _convert(node[name], hints[name], f"{where}.{name}")
+            values[name] = _convert(_value(node, name, where), hints[name], f"{where}.{name}")
             _check_range(values[name], field.metadata, f"{where}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ItmError(f"{where}.{name}: missing; {field.metadata.get('help') or 'give a value'}")
@@ -70,6 +71,13 @@ def parse(cls: type[Config], node: Mapping[str, Any] | None, where: str, *, igno
         return cls(**values)
     except ItmError as error:
         raise ItmError(f"{where}: {error}") from None
+
+
+def _value(node: Mapping[str, Any], name: str, where: str) -> Any:
+    try:
+        return node[name]
+    except ValueError as error:  # OmegaConf's, for a ${...} that leads nowhere
+        raise ItmError(f"{where}.{name}: {str(error).splitlines()[0]}") from None
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
@@ -113,19 +121,25 @@ def _convert_plain(value: Any, hint: Any, where: str) -> Any:
     if hint is Any:
         return value
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ItmError(f"{where}: expected a finite number, got {value!r}")
-        return float(value)
+        return _finite(value, where)
     if hint is float and isinstance(value, str):
         # YAML 1.1 reads 1e-3 as text.
         try:
-            return _convert_plain(float(value), float, where)
+            return _finite(float(value), where)
         except ValueError:
             pass
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     words = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
     raise ItmError(f"{where}: expected {words.get(hint, hint.__name__)}, got {value!r}")
+
+
+def _finite(value: float, where: str) -> float:
+    # a whole number of YAML has no limit, a float has
+    number = float(value) if abs(value) <= sys.float_info.max else math.inf
+    if not math.isfinite(number):
+        raise ItmError(f"{where}: expected a finite number, got {value!r}")
+    return number
 
 
 def _check_range(value: Any, bounds: Mapping[str, Any], where: str) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from lavis_itm_plugins.distributed import gather_encoded, gather_rows, rank, world_size
 from lavis_itm_plugins.encoders.encoded import Encoded, concatenate
 from lavis_itm_plugins.errors import ItmError
 
@@ -27,7 +29,7 @@ def captions_of(dataset: Any) -> tuple[list[str], np.ndarray]:
 
 @torch.no_grad()
 def encode_split(matcher: Any, data_loader: Any) -> tuple[Encoded, Encoded, np.ndarray]:
-    """Images in dataset order, captions in order, and `caption_image`; dropout off, kept on the matcher's device."""
+    """Images in dataset order, captions in order, and `caption_image`, all on every rank; dropout off."""
     was_training = matcher.training
     matcher.eval()
     try:
@@ -45,16 +47,33 @@ def _encode_images(matcher: Any, data_loader: Any) -> Encoded:
         moved = {**samples, "image": samples["image"].to(matcher.device)}
         parts.append(matcher.encode_images(moved))
         order.append(torch.as_tensor(samples["index"]))
-    rows = torch.cat(order).argsort()
-    return concatenate(parts)[rows.to(matcher.device)]
+    return in_order(concatenate(parts), torch.cat(order).to(matcher.device), len(data_loader.dataset))
 
 
 def _encode_captions(matcher: Any, texts: list[str]) -> Encoded:
-    """Captions of like length together, so that little padding is computed; returned in order."""
+    """Captions of like length together, so that little padding is computed; the batches are dealt to the ranks."""
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    parts = []
-    for start in tqdm(range(0, len(texts), CAPTIONS_AT_ONCE), desc="encode captions", leave=False, disable=None):
-        rows = by_length[start : start + CAPTIONS_AT_ONCE]
-        parts.append(matcher.encode_captions([texts[i] for i in rows]))
-    order = torch.as_tensor(by_length).argsort()
-    return concatenate(parts)[order.to(matcher.device)]
+    batches = [by_length[start : start + CAPTIONS_AT_ONCE] for start in range(0, len(texts), CAPTIONS_AT_ONCE)]
+    # a rank without a batch repeats the first: the gather needs something of every rank
+    own = batches[rank() :: world_size()] or batches[:1]
+    parts = [
+        matcher.encode_captions([texts[i] for i in rows])
+        for rows in tqdm(own, desc="encode captions", leave=False, disable=None)
+    ]
+    order = torch.tensor([i for rows in own for i in rows], device=matcher.device)
+    return in_order(concatenate(parts), order, len(texts))
+
+
+def in_order(own: Encoded, index: Tensor, total: int) -> Encoded:
+    """All `total` items in order on every rank, from what each rank encoded; an item encoded twice counts once.
+
+    Raises ItmError when an item is missing: metrics of a part would look like metrics of the whole.
+    """
+    encoded, index = gather_encoded(own), gather_rows(index)
+    index, rows = index.sort(stable=True)
+    first = torch.ones_like(index, dtype=torch.bool)
+    first[1:] = index[1:] != index[:-1]
+    found = int(first.sum())
+    if found != total:
+        raise ItmError(f"only {found} of {total} items of the split were encoded; the data loader skips some")
+    return encoded[rows[first]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import random
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lavis_itm_plugins.data.randomness import seeded
 from lavis_itm_plugins.distributed import rank, world_size
 
 
@@ -72,23 +75,16 @@ class SeededItems(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch begins."""
         self.epoch = epoch
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
 
     def collater(self, samples: Any) -> Any:
         """The data set's own."""
         return self.dataset.collater(samples)
 
     def __getitem__(self, index: int) -> Any:
-        state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        words = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(3)
-        random.seed(int(words[0]))
-        np.random.seed(int(words[1]))
-        torch.manual_seed(int(words[2]))
-        try:
+        with seeded(self.seed, self.epoch, index):
             return self.dataset[index]
-        finally:
-            random.setstate(state[0])
-            np.random.set_state(state[1])
-            torch.set_rng_state(state[2])
 
 
 def make_loader(dataset: Any, batches: Sampler, *, workers: int, seed: int, pin: bool) -> DataLoader:
@@ -102,5 +98,22 @@ def make_loader(dataset: Any, batches: Sampler, *, workers: int, seed: int, pin:
         num_workers=workers,
         collate_fn=dataset.collater,
         pin_memory=pin,
+        worker_init_fn=_outlive_group_signals,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _outlive_group_signals(_worker: int) -> None:
+    """A signal to the whole process group must not kill the workers under the step that is saved because of it.
+
+    Only the parent's own SIGTERM ends a worker, as in torch's handler; Ctrl-C is the parent's alone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+
+
+def _end_when_the_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -68,11 +69,12 @@ def train_steps(
     scaler: Any = None,
     settings: LoopSettings = LoopSettings(),
     watch: FiniteWatch | None = None,
-    after_step: Callable[[Epoch], None] | None = None,
+    after_step: Callable[[Epoch, bool], None] | None = None,
 ) -> Totals:
     """Take the remaining steps of an epoch and give back the sums of its losses.
 
-    `after_step` is called when a step is complete (after accumulation), with the epoch's position.
+    `after_step` is called when a step is complete (after accumulation), with the epoch's position and whether the
+    weights moved.
     """
     stepper = _Stepper(model, optimizer, scheduler, scaler, settings, watch or FiniteWatch())
     scheduler.steps_per_epoch = epoch.steps
@@ -84,9 +86,9 @@ def train_steps(
         epoch.done += 1
         bar.update()
         if epoch.done % settings.accumulate == 0 or epoch.done == epoch.steps:
-            stepper.step(epoch)
+            taken = stepper.step(epoch)
             if after_step is not None:
-                after_step(epoch)
+                after_step(epoch, taken)
         if epoch.done % settings.log_every == 0 or epoch.done == epoch.steps:
             log_progress(epoch, loss, optimizer, (time.monotonic() - started) / (epoch.done - first), bar)
     bar.close()
@@ -121,8 +123,8 @@ class _Stepper:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return output["loss"].detach()
 
-    def step(self, epoch: Epoch) -> None:
-        """Clip, step, clear the gradients and call the hook; a group with a bad loss or gradient is dropped."""
+    def step(self, epoch: Epoch) -> bool:
+        """Clip, step, clear the gradients and call the hook; False for a group that a bad loss or gradient drops."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         taken = self._clip(epoch) and self.sound
@@ -136,15 +138,17 @@ class _Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         self.sound = True
         if taken:
+            self.watch.step_taken()
             call_hook(self.hooks, "after_step")
+        return taken
 
     def _clip(self, epoch: Epoch) -> bool:
         """Clip each group of parameters; False when a norm is not finite. A scaler looks for that itself."""
-        if self.settings.clip is None:
-            return True
+        # the norm is looked at without clipping too: one bad gradient would end in NaN weights
+        largest = math.inf if self.settings.clip is None else self.settings.clip
         finite = True
         for group in clip_groups(self.hooks):
-            norm = torch.nn.utils.clip_grad_norm_(group, self.settings.clip)
+            norm = torch.nn.utils.clip_grad_norm_(group, largest)
             if self.scaler is None and self.sound:
                 finite = self.watch.allows(norm, "the gradient norm", position(epoch)) and finite
         return finite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,10 +56,10 @@ class RunConfig:
     amp: bool = False
     resume_ckpt_path: str | None = None
     evaluate: bool = False
-    train_splits: list[str] = setting(["train"])
-    valid_splits: list[str] = setting([])
-    test_splits: list[str] = setting([])
-    device: str = setting("auto", help="auto: cuda where there is one, else cpu")
+    train_splits: list[str] = setting(["train"], choices=("train",))
+    valid_splits: list[str] = setting([], choices=("val", "test"), help="scored after each epoch; the first chooses")
+    test_splits: list[str] = setting([], choices=("val", "test"), help="scored at the end with the best weights")
+    device: str = setting("auto", help="cpu, cuda, cuda:1; auto takes cuda where there is one, else cpu")
     world_size: int = setting(1, low=1)
     dist_url: str = "env://"
     dist_backend: str | None = None
@@ -79,7 +80,9 @@ def parse_run(section: Any) -> RunConfig:
 
 
 def with_device(run: RunConfig) -> RunConfig:
-    """The settings with `device: auto` decided; raises ItmError for a GPU that is not there."""
+    """The settings with `device: auto` decided; raises ItmError for a device that is not there."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
+        raise ItmError(f'run.device is "{run.device}"; give auto, cpu, cuda, or cuda:1 for the second GPU')
     if run.device.startswith("cuda") and not torch.cuda.is_available():
         raise ItmError(f"run.device is {run.device}, but this machine has no usable GPU; set run.device=cpu")
     automatic = "cuda" if torch.cuda.is_available() else "cpu"

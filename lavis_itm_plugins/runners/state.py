@@ -73,6 +73,13 @@ def set_random_state(stored: list[dict[str, Any]], rank: int) -> None:
         torch.cuda.set_rng_state_all(own["cuda"])
 
 
+def be_deterministic(gpu: bool) -> None:
+    """Let torch compute the same each time on a CPU; on a GPU speed comes first."""
+    torch.use_deterministic_algorithms(not gpu, warn_only=True)
+    # filling memory that is overwritten anyway belongs to torch's deterministic mode, and costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def seed_all(seed: int) -> None:
     """Seed Python, NumPy and torch."""
     random.seed(seed)

@@ -26,15 +26,20 @@ class FiniteWatch:
     def allows(self, value: Tensor, what: str, position: str) -> bool:
         """Whether the step may be taken; raises ItmError when the run should stop."""
         if bool(torch.isfinite(value.detach()).all()):
-            self.in_a_row = 0
             return True
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         said = f"{what} is {float(value.detach()):.4g} at {position}"
         advice = "lower run.init_lr, set run.itm.clip_grad, or look for NaN with `lavis-itm data verify`"
-        if self.action == "stop" or self.in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise ItmError(f"{said}; {advice}. The last checkpoint is intact, and run.itm.on_nonfinite=skip goes on")
+        if self.in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise ItmError(f"{said}, after {self.in_a_row} skipped steps in a row; {advice}")
+        if self.action == "stop":
+            raise ItmError(f"{said}; {advice}; run.itm.on_nonfinite=skip leaves such steps out")
         log.warning("%s: step skipped (%d so far)", said, self.skipped)
         return False
+
+    def step_taken(self) -> None:
+        """A sound step ends a row of skipped ones."""
+        self.in_a_row = 0
 
 
 def check_collapse(images: Encoded, action: str) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lavis.common.dist_utils import is_main_process
 from lavis.tasks.retrieval import RetrievalTask
 
@@ -15,7 +16,7 @@ from lavis_itm_plugins.matchers.encode import captions_of, encode_split
 from lavis_itm_plugins.registry import register_task
 from lavis_itm_plugins.runners.loop import Epoch, LoopSettings, train_steps
 from lavis_itm_plugins.runners.settings import parse_itm
-from lavis_itm_plugins.runners.watch import check_collapse
+from lavis_itm_plugins.runners.watch import FiniteWatch, check_collapse
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,11 @@ class ItmRetrievalTask(RetrievalTask):
             optimizer=optimizer,
             scheduler=lr_scheduler,
             scaler=scaler,
-            settings=LoopSettings(accum_grad_iters, settings.clip_grad, None, log_freq),
+            # LAVIS's runner makes a scaler for `run.amp`, which means float16 on a GPU
+            settings=LoopSettings(
+                accum_grad_iters, settings.clip_grad, torch.float16 if scaler and cuda_enabled else None, log_freq
+            ),
+            watch=FiniteWatch(settings.on_nonfinite),
         )
         return {name: f"{mean:.4f}" for name, mean in totals.means().items()}
 

@@ -1,0 +1,1 @@
+"""Speed against stated references; `python -m benchmarks [--quick]` runs all."""
