@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from lavis_itm_plugins.config.schema import parse, setting
 from lavis_itm_plugins.config.source import run_setting, where
@@ -19,7 +20,7 @@ from lavis_itm_plugins.data.pictures import DecodedPictures
 from lavis_itm_plugins.data.precomp import find_prefix, read_precomp
 from lavis_itm_plugins.data.scenes import SceneConfig, build_scenes, load_scenes
 from lavis_itm_plugins.data.splits import CaptionSplit
-from lavis_itm_plugins.errors import unknown_name
+from lavis_itm_plugins.errors import ItmError, unknown_name
 from lavis_itm_plugins.registry import register_builder
 from lavis_itm_plugins.resources import config_file
 
@@ -113,14 +114,34 @@ class PrecompBuilder(ItmBuilder):
         return self.settings.region_drop
 
     def split(self, name: str) -> CaptionSplit | None:
-        """Read `{split}_ims.npy` and its captions; training data must be there."""
-        if name != "train" and find_prefix(Path(self.settings.root), name) is None:
+        """Read `{split}_ims.npy` and its captions; training data must be there, unless the run only evaluates."""
+        root = Path(self.settings.root).expanduser()
+        optional = name != "train" or bool(run_setting("evaluate"))
+        if optional and root.is_dir() and find_prefix(root, name) is None:
             return None
-        return read_precomp(self.settings.root, name)
+        return read_precomp(root, name)
+
+    def build(self) -> dict[str, Any]:
+        """As above; raises ItmError when the splits have features of different size."""
+        datasets = super().build()
+        sizes = {name: dataset.split.images.dim for name, dataset in datasets.items()}
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{size} in {name}" for name, size in sizes.items())
+            raise ItmError(
+                f"the features in {self.settings.root} have different sizes: {told}; take them from one network"
+            )
+        return datasets
 
     def feature_size(self) -> int:
-        """Size of a region feature."""
-        return FeatureFile(Path(self.settings.root) / "train_ims.npy").dim
+        """Size of a region feature; where a run only evaluates there may be no training file."""
+        root = Path(self.settings.root).expanduser()
+        prefix = next((found for name in SPLITS if (found := find_prefix(root, name))), "train")
+        return FeatureFile(root / f"{prefix}_ims.npy").dim
+
+    def feature_sample(self) -> Tensor:
+        """Features of at most 2,000 training images, evenly spread."""
+        features = FeatureFile(Path(self.settings.root).expanduser() / "train_ims.npy")
+        return features.fetch(np.unique(np.linspace(0, len(features) - 1, num=2000).astype(np.int64)))
 
 
 @dataclass(frozen=True)

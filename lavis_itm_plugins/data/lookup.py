@@ -8,6 +8,7 @@ from typing import Any
 
 from lavis.common.registry import registry
 from lavis.common.utils import get_cache_path
+from torch import Tensor
 
 from lavis_itm_plugins.config.source import active_configuration
 from lavis_itm_plugins.errors import ItmError
@@ -28,11 +29,30 @@ def training_captions() -> list[str]:
 
 def feature_size() -> int:
     """Size of a region feature of the first configured data set that has features; raises ItmError without one."""
+    size = known_feature_size()
+    if size is None:
+        raise ItmError(
+            "the size of a region feature is not known: set model.image.dim, or name a data set with features"
+        )
+    return size
+
+
+def known_feature_size() -> int | None:
+    """As `feature_size`; None where no data set with features is configured."""
     for builder in _builders():
         own = getattr(builder, "feature_size", None)
         if own is not None:
             return own()
-    raise ItmError("the size of a region feature is not known: set model.image.dim, or name a data set with features")
+    return None
+
+
+def feature_sample() -> Tensor:
+    """Region features (n, R, dim) of some training images, spread over the set; raises ItmError without any."""
+    for builder in _builders():
+        own = getattr(builder, "feature_sample", None)
+        if own is not None:
+            return own()
+    raise ItmError("model.image.input_norm: center needs features to take the mean of; name a data set with features")
 
 
 def _builders() -> list[Any]:

@@ -8,10 +8,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
 
 from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.encoders.pooling import POOLINGS, Pooling
-from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.errors import ItmError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,23 @@ class ImageConfig:
     dim: int | None = setting(None, low=1, help="size of a region feature; read from the data when not given")
     projection: str = setting("residual", choices=("linear", "residual"))
     pooling: str = setting("mean_max", choices=POOLINGS)
+    input_norm: str = setting("none", choices=("none", "center"), help="centre and scale unit-length features")
     dropout: float = setting(0.0, low=0, below=1, help="on the input features")
     output_dropout: float = setting(0.0, low=0, below=1, help="on the pooled vector")
     norm: str = setting("layer", choices=("layer", "batch"), help="in the residual MLP; batch for official weights")
-    width: int = setting(64, low=8, help="channels of the first convolution (conv)")
-    size: int = setting(224, low=16, help="side of the input picture in pixels (vit)")
+    width: int = setting(32, low=8, help="channels of the first convolution (conv), or of every layer (vit)")
+    size: int = setting(64, low=16, help="side of the pictures in pixels (conv, vit)")
     timm_name: str = setting("resnet18", help="name of a timm model (timm)")
     pretrained: bool = setting(False, help="load timm's published weights")
     lr_scale: float = setting(1.0, low=0, help="learning-rate factor of the pixel network")
+
+    def __post_init__(self) -> None:
+        if self.kind == "conv" and self.width % 8:
+            raise ItmError(f"width is {self.width}; give a multiple of 8 for kind: conv")
+        if self.kind == "vit" and self.size % 16:
+            raise ItmError(f"size is {self.size}; give a multiple of 16 for kind: vit")
+        if self.kind == "vit" and self.width % vit_heads(self.width):
+            raise ItmError(f"width is {self.width}; give a multiple of 64 for kind: vit")
 
 
 class RegionProjection(nn.Module):
@@ -73,6 +83,32 @@ class ResidualMLP(nn.Module):
         return self.second(hidden.relu())
 
 
+class CenteredFeatures(nn.Module):
+    """Region features at unit length, minus their mean over the training set, over their root mean square.
+
+    Features of a pretrained network share a large common part, which a cosine would otherwise see first.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """(n, R, dim) -> (n, R, dim)."""
+        return (normalize(regions, dim=-1, eps=1e-8) - self.mean) / self.scale
+
+    def fit(self, regions: Tensor) -> None:
+        """Take mean and scale from a sample (n, R, dim) of the training features."""
+        unit = normalize(regions.float(), dim=-1, eps=1e-8)
+        # one damaged feature must not spoil every image; the loss still says where it is
+        unit = unit[unit.isfinite().all(dim=-1)]
+        self.mean.copy_(unit.mean(dim=0))
+        self.scale.copy_((unit - self.mean).square().mean().sqrt().clamp(min=1e-8))
+
+
 class ImageEncoder(nn.Module):
     """Trunk (none for region features), projection of each region or grid cell, pooling over them."""
 
@@ -80,6 +116,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.trunk, dim = build_trunk(config)
+        self.input_norm = CenteredFeatures(dim) if config.input_norm == "center" else None
         self.dropout = nn.Dropout(config.dropout)
         self.projection = RegionProjection(dim, embed_dim, config.projection, config.norm)
         self.pooling = Pooling(config.pooling)
@@ -88,6 +125,11 @@ class ImageEncoder(nn.Module):
     def regions(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """Projected regions (n, R, embed_dim) of features (n, R, dim) or pictures (n, 3, height, width)."""
         if self.trunk is not None:
+            if image.dim() != 4:
+                raise ItmError(
+                    f"this model reads pictures (n, 3, height, width), the data has features {tuple(image.shape)}; "
+                    "choose model.image.kind: regions"
+                )
             image = self.trunk(image)
         elif image.dim() == 2:
             image = image.unsqueeze(1)
@@ -96,6 +138,8 @@ class ImageEncoder(nn.Module):
                 f"image features have size {image.shape[-1]}, this model reads {self.projection.fc.in_features}; "
                 "use the data it was made for"
             )
+        if self.input_norm is not None:
+            image = self.input_norm(image)
         return self.projection(self.dropout(image), mask)
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -110,7 +154,7 @@ def build_trunk(config: ImageConfig) -> tuple[nn.Module | None, int]:
             raise ItmError("the size of a region feature is not known; set model.image.dim or name a data set")
         return None, config.dim
     if config.kind == "conv":
-        trunk = ConvGrid(config.width)
+        trunk = ConvGrid(config.width, config.size)
         return trunk, trunk.dim
     if config.kind == "timm":
         grid = TimmGrid(config.timm_name, pretrained=config.pretrained)
@@ -120,20 +164,29 @@ def build_trunk(config: ImageConfig) -> tuple[nn.Module | None, int]:
 
 
 class ConvGrid(nn.Module):
-    """A small convolutional network for small pictures: (n, 3, H, W) in [0, 1] -> a grid (n, H/16 * W/16, dim)."""
+    """A small convolutional network for small pictures: (n, 3, H, W) in [0, 1] -> a grid (n, H/16 * W/16, dim).
 
-    def __init__(self, width: int) -> None:
+    Each cell is told where it lies by a learned position, so that "left of" can be learned.
+    """
+
+    def __init__(self, width: int, size: int) -> None:
         super().__init__()
-        channels = [3, width // 2, width, 2 * width, 4 * width]
+        channels = [3, width, 2 * width, 4 * width, 8 * width]
         self.dim = channels[-1]
         blocks = []
         for before, after in pairwise(channels):
             blocks += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU()]
         self.blocks = nn.Sequential(*blocks)
+        cells = -(-size // 16)
+        self.position = nn.Parameter(0.02 * torch.randn(1, self.dim, cells, cells))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Grid cells in raster order."""
-        return self.blocks(pictures * 4 - 2).flatten(2).transpose(1, 2)
+        """Grid cells in raster order; positions are stretched to pictures of another size."""
+        grid = self.blocks(pictures * 2 - 1)
+        position = self.position
+        if grid.shape[2:] != position.shape[2:]:
+            position = interpolate(position, size=grid.shape[2:], mode="bilinear", align_corners=False)
+        return (grid + position).flatten(2).transpose(1, 2)
 
 
 class TimmGrid(nn.Module):
@@ -144,18 +197,30 @@ class TimmGrid(nn.Module):
         import timm
 
         if name not in timm.list_models():
-            from lavis_itm_plugins.errors import unknown_name
-
             raise unknown_name("timm model", name, timm.list_models())
-        self.model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        try:
+            self.model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        except (OSError, RuntimeError) as error:
+            raise ItmError(
+                f"model.image.timm_name: {name} cannot be made ({' '.join(str(error).split())}); "
+                "set model.image.pretrained: false where the network cannot be reached"
+            ) from None
         self.dim = self.model.num_features
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Grid cells in raster order, or the model's tokens."""
-        features = self.model.forward_features(pictures)
+        try:
+            features = self.model.forward_features(pictures)
+        except AssertionError as error:  # timm's transformers check the size so
+            raise ItmError(f"{tuple(pictures.shape[2:])} pixels do not fit this timm model: {error}") from None
         if features.dim() == 4:
             return features.flatten(2).transpose(1, 2)
         return features if features.dim() == 3 else features.unsqueeze(1)
+
+
+def vit_heads(width: int) -> int:
+    """Attention heads of 64 channels."""
+    return max(1, width // 64)
 
 
 class VitGrid(nn.Module):
@@ -166,10 +231,12 @@ class VitGrid(nn.Module):
         from lavis.models.vit import VisionTransformer
 
         self.model = VisionTransformer(
-            img_size=size, patch_size=16, embed_dim=width, depth=6, num_heads=max(1, width // 64)
+            img_size=size, patch_size=16, embed_dim=width, depth=6, num_heads=vit_heads(width)
         )
-        self.dim = width
+        self.size, self.dim = size, width
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Patch tokens, the class token first."""
+        """Patch tokens, the class token first; raises ItmError for pictures of another size."""
+        if pictures.shape[2:] != (self.size, self.size):
+            raise ItmError(f"pictures have {tuple(pictures.shape[2:])} pixels; set model.image.size to that")
         return self.model(pictures)

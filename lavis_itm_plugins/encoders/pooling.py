@@ -15,8 +15,9 @@ def mean_pool(items: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over real items: (n, k, d) and mask (n, k) or None -> (n, d)."""
     if mask is None:
         return items.mean(dim=1)
-    weights = mask.unsqueeze(-1).to(items.dtype)
-    return (items * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    # filled, not multiplied: what lies in the padding may be infinite
+    total = items.masked_fill(~mask.unsqueeze(-1), 0.0).sum(dim=1)
+    return total / mask.sum(dim=1, keepdim=True).clamp(min=1).to(items.dtype)
 
 
 def max_pool(items: Tensor, mask: Tensor | None) -> Tensor:

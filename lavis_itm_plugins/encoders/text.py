@@ -16,6 +16,8 @@ from lavis_itm_plugins.encoders.pooling import POOLINGS, Pooling
 from lavis_itm_plugins.encoders.vocabulary import Vocabulary
 from lavis_itm_plugins.errors import ItmError
 
+VOCABULARY_VARIABLE = "LAVIS_ITM_BERT_VOCAB"
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -83,30 +85,78 @@ class BertTextEncoder(nn.Module):
 
 
 def load_bert(name: str) -> tuple[object, nn.Module]:
-    """Tokeniser and BERT from a folder with `config.json` and `vocab.txt`, or from the hub.
+    """Tokeniser and BERT from a folder with `config.json` and `vocab.txt`, or from the hub by name.
 
-    A folder without weights gives a BERT with random ones.
+    A folder without weights gives a BERT with random ones; one without `vocab.txt` takes the file that
+    LAVIS_ITM_BERT_VOCAB names. A name is looked up in the local cache first, then on the hub.
     """
+    folder = Path(name).expanduser()
+    try:
+        if folder.is_dir():
+            return _bert_of_folder(folder)
+        if name.startswith((os.sep, ".", "~")) or name.count(os.sep) > 1:
+            raise ItmError(f"model.text.bert: folder {name} does not exist; give a BERT folder or a hub name")
+        return _bert_of_hub(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, ItmError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ItmError(f'model.text.bert: "{name}" cannot be read as a BERT ({reason})') from None
+
+
+def _bert_of_folder(folder: Path) -> tuple[object, nn.Module]:
     from transformers import BertConfig, BertModel, BertTokenizer
 
-    folder = Path(name)
-    if folder.is_dir():
-        for file in ("config.json", "vocab.txt"):
-            if not (folder / file).exists():
-                raise ItmError(f"model.text.bert: {folder} has no {file}; give a BERT folder or a hub name")
-        tokenizer = BertTokenizer.from_pretrained(name)
-        if any((folder / file).exists() for file in ("pytorch_model.bin", "model.safetensors")):
-            return tokenizer, BertModel.from_pretrained(name, add_pooling_layer=False)
-        return tokenizer, BertModel(BertConfig.from_pretrained(name), add_pooling_layer=False)
-    if os.sep in name and (name.startswith((os.sep, ".", "~")) or name.count(os.sep) > 1):
-        raise ItmError(f"model.text.bert: folder {name} does not exist; give a BERT folder or a hub name")
+    if not (folder / "config.json").exists():
+        raise ItmError(f"model.text.bert: {folder} has no config.json; give a BERT folder or a hub name")
+    words = folder / "vocab.txt"
+    if not words.exists():
+        words = Path(os.environ.get(VOCABULARY_VARIABLE) or words).expanduser()
+    if not words.is_file():
+        raise ItmError(f"model.text.bert: {words} does not exist; put vocab.txt there, or set {VOCABULARY_VARIABLE}")
+    tokenizer = BertTokenizer.from_pretrained(str(folder)) if words.parent == folder else BertTokenizer(str(words))
+    config = BertConfig.from_pretrained(str(folder))
+    if len(tokenizer) > config.vocab_size:
+        raise ItmError(f"model.text.bert: {words} has {len(tokenizer)} words, {folder} only knows {config.vocab_size}")
+    if any((folder / file).exists() for file in ("pytorch_model.bin", "model.safetensors")):
+        return tokenizer, BertModel.from_pretrained(str(folder), add_pooling_layer=False)
+    return tokenizer, BertModel(config, add_pooling_layer=False)
+
+
+def _bert_of_hub(name: str) -> tuple[object, nn.Module]:
+    from transformers import BertModel, BertTokenizer
+
+    def load(**how: bool) -> tuple[object, nn.Module]:
+        words = BertTokenizer.from_pretrained(name, **how)
+        return words, BertModel.from_pretrained(name, add_pooling_layer=False, **how)
+
     try:
-        return BertTokenizer.from_pretrained(name), BertModel.from_pretrained(name, add_pooling_layer=False)
-    except OSError as error:
+        return load(local_files_only=True)
+    except OSError:
+        _ask_hub(name)
+        return load()
+
+
+def _ask_hub(name: str) -> None:
+    """One short question before the hub's client starts: by itself it repeats a failing one for two minutes."""
+    import requests
+    from huggingface_hub import constants, hf_hub_url
+    from transformers.utils import is_offline_mode
+
+    reason = ""
+    if constants.HF_HUB_OFFLINE or is_offline_mode():
+        reason = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
+    else:
+        try:
+            answer = requests.head(hf_hub_url(name, "config.json"), timeout=5, allow_redirects=True)
+            reason = "" if answer.ok else f"answer {answer.status_code}"
+        except (requests.RequestException, ValueError) as error:
+            reason = type(error).__name__
+    if reason:
         raise ItmError(
-            f'model.text.bert: "{name}" is no local folder and could not be fetched from the hub '
-            f"({str(error).splitlines()[0]}); give a folder with config.json, vocab.txt and weights"
-        ) from None
+            f'model.text.bert: "{name}" is no local folder, not in the cache, and the hub does not give it ({reason}); '
+            "name a folder with config.json, vocab.txt and weights"
+        )
 
 
 class CaptionEncoder(nn.Module):

@@ -100,6 +100,6 @@ def _words_in_order(content: Any, path: str | Path) -> list[str]:
         content = content["word2idx"]
     if isinstance(content, list) and all(isinstance(word, str) for word in content):
         return content
-    if isinstance(content, dict) and sorted(content.values()) == list(range(len(content))):
-        return sorted(content, key=content.__getitem__)
+    if isinstance(content, dict) and set(map(str, content.values())) == set(map(str, range(len(content)))):
+        return sorted(content, key=lambda word: int(content[word]))
     raise ItmError(f"{path} holds no vocabulary: give a list of words, or a dictionary of words to ids from 0 upwards")

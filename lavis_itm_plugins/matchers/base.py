@@ -64,8 +64,9 @@ class Matcher(Trainable):
         raise NotImplementedError("abstract")
 
     def score(self, images: Encoded, captions: Encoded) -> Tensor:
-        """Scores (n_images, n_captions), differentiable."""
-        return images.pooled @ captions.pooled.t()
+        """Scores (n_images, n_captions), differentiable; never in half precision, which ties what differs."""
+        with torch.autocast(self.device.type, enabled=False):
+            return images.pooled @ captions.pooled.t()
 
     def score_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
         """Scores (n,) of aligned pairs."""
@@ -133,6 +134,8 @@ class Matcher(Trainable):
             self._build_as_described(state, str(url_or_filename))
         try:
             message = self.load_state_dict(state, strict=True)
+        except ItmError as error:
+            raise ItmError(f"{url_or_filename}: {error}") from None
         except RuntimeError as error:
             raise ItmError(f"{url_or_filename} does not fit this model: {_first_problem(error)}") from None
         log.info("loaded weights from %s", url_or_filename)

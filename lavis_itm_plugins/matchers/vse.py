@@ -5,24 +5,29 @@ Faghri et al., BMVC 2018 (github.com/fartashf/vsepp); Chen et al., CVPR 2021 (gi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from lavis_itm_plugins.checkpoints import read_checkpoint
 from lavis_itm_plugins.config.schema import setting
-from lavis_itm_plugins.data.lookup import feature_size, training_captions
+from lavis_itm_plugins.data.lookup import feature_sample, feature_size, known_feature_size, training_captions
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.encoders.image import ImageConfig, ImageEncoder
 from lavis_itm_plugins.encoders.text import CaptionEncoder, TextConfig
 from lavis_itm_plugins.encoders.vocabulary import Vocabulary
+from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.matchers.base import DESCRIPTION, Matcher, matcher_state, starting_weights
 from lavis_itm_plugins.methods.base import parameter_groups
 from lavis_itm_plugins.methods.base_loss import BaseLoss
 from lavis_itm_plugins.registry import register_model
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,19 @@ class VseMatcher(Matcher):
         if config.image.kind == "regions" and config.image.dim is None:
             dim = stored["config"]["image"]["dim"] if stored else feature_size()
             config = replace(config, image=replace(config.image, dim=dim))
+        if weights:
+            # published weights would be fetched only to be overwritten
+            config = replace(config, image=replace(config.image, pretrained=False))
+        _check_features(config.image)
         model = cls(config, vocabulary)
+        if model.image_encoder.input_norm is not None and not weights:
+            model.image_encoder.input_norm.fit(feature_sample())
         model.load_checkpoint_from_config(cfg)
         return model
 
     def encode_images(self, samples: Mapping[str, Any]) -> Encoded:
         """Unit vectors (n, embed_dim) of `samples["image"]`; `image_mask` leaves regions out."""
+        self._check_built()
         mask = samples.get("image_mask")
         image = samples["image"].to(self.device)
         return Encoded(pooled=unit(self.image_encoder(image, None if mask is None else mask.to(self.device))))
@@ -91,13 +103,30 @@ class VseMatcher(Matcher):
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Rows of length 1; a zero row stays zero instead of becoming NaN."""
-    return normalize(vectors, dim=-1, eps=1e-8)
+    """Rows of length 1, at least in float32; a zero row stays zero instead of becoming NaN."""
+    return normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1, eps=1e-8)
+
+
+def _check_features(image: ImageConfig) -> None:
+    """Say before training starts what the first batch would end with."""
+    size = known_feature_size()
+    if size is None:
+        return
+    if image.kind != "regions":
+        raise ItmError(
+            f"model.image.kind is {image.kind}, which reads pictures, but the data has features; set regions"
+        )
+    if image.dim != size:
+        raise ItmError(
+            f"model.image.dim is {image.dim}, but the features of the data have size {size}; use fitting data"
+        )
 
 
 def _vocabulary(config: VseConfig, stored: Mapping[str, Any] | None) -> Vocabulary:
     """The checkpoint's words first: the rows of its embedding mean nothing else."""
     if stored and stored["vocabulary"]:
+        if config.vocab_path:
+            log.warning("model.vocab_path is not used: the checkpoint brings its own vocabulary")
         return Vocabulary(stored["vocabulary"])
     if config.vocab_path:
         return Vocabulary.load(config.vocab_path)

@@ -35,6 +35,7 @@ from lavis_itm_plugins.data.scenes import (
 )
 from lavis_itm_plugins.data.scenes import captions as grammar
 from lavis_itm_plugins.data.scenes.captions import tokenize, write_captions
+from lavis_itm_plugins.data.scenes.claims import Style, choose_claims
 from lavis_itm_plugins.data.scenes.draw import COLOURS, draw_scene
 from lavis_itm_plugins.data.scenes.shapes import SHAPES
 from lavis_itm_plugins.data.scenes.world import BACKGROUNDS, KINDS, TEXTURES, sample_scene
@@ -233,7 +234,7 @@ def test_unwritable_cache(tmp_path: Path) -> None:
 
 
 def test_claims_about_nothing_or_too_much() -> None:
-    for mentions in ((), (Mention(),), (Mention("cat", count=5),)):
+    for mentions in ((), (Mention(),), (Mention("cat", count=5),), (Mention("cat", count=0), Mention("car"))):
         with pytest.raises(ItmError, match="1 to 4 things"):
             Claims(mentions)
 
@@ -241,6 +242,10 @@ def test_claims_about_nothing_or_too_much() -> None:
 def test_unknown_looks_are_named() -> None:
     with pytest.raises(ItmError, match='unknown kind "catt"; did you mean cat'):
         Mention("catt")
+    with pytest.raises(ItmError, match='unknown relation "lleft"; did you mean left'):
+        Claims((Mention("cat"), Mention("car")), ((0, "lleft", 1),))
+    with pytest.raises(ItmError, match='unknown background "nigth"; did you mean night'):
+        Claims((Mention("cat"),), background="nigth")
 
 
 def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -323,6 +328,12 @@ def test_captions_are_true_of_their_pictures_and_of_some_others() -> None:
     assert (matrix[np.arange(1500) // 5, np.arange(1500)] == 1).all()
     fitting = (matrix == 1).sum(axis=0)
     assert 0.2 < np.mean(fitting > 1) < 0.8 and fitting.mean() < 10
+
+
+def test_nothing_else_is_said_only_where_all_is_mentioned() -> None:
+    style = Style(groups=1, colour=1, size=1, texture=1, relation=0, background=1, complete=1)
+    assert not choose_claims(SCENE, style, random.Random(0)).complete
+    assert choose_claims(Scene("night", (CAT,)), style, random.Random(0)).complete
 
 
 @given(seeds)
@@ -424,8 +435,8 @@ def test_relations_point_the_right_way(seed: int) -> None:
 # ---- pictures ----
 
 
-def picture(*things: Thing, background: str = "day") -> npt.NDArray[np.int64]:
-    return np.asarray(draw_scene(Scene(background, things), 64, random.Random(0)), dtype=np.int64)
+def picture(*things: Thing, background: str = "day", seed: int = 0) -> npt.NDArray[np.int64]:
+    return np.asarray(draw_scene(Scene(background, things), 64, random.Random(seed)), dtype=np.int64)
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
@@ -436,6 +447,14 @@ def test_things_stand_in_their_cell(column: int, row: int, background: str) -> N
         changed = np.abs(picture(Thing(kind, "red", "small", "plain", column, row), background=background) - empty)
         ys, xs = np.nonzero(changed.sum(axis=2) > 30)
         assert len(ys) > 30 and set(xs // 32) == {column} and set(ys // 32) == {row}, kind
+
+
+def test_things_of_a_row_look_level() -> None:
+    ball = Thing("circle", "red", "small", "plain", column=1, row=0)
+    for seed in range(30):
+        empty, drawn = picture(seed=seed), picture(ball, seed=seed)
+        ys, xs = np.nonzero(np.abs(drawn - empty).sum(axis=2) > 30)
+        assert abs(ys.mean() - 15.5) < 5.5 and abs(xs.mean() - 47.5) < 5.5
 
 
 def test_looks_can_be_seen() -> None:

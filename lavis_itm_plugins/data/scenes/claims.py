@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import permutations
 from typing import Any
 
-from lavis_itm_plugins.data.scenes.world import LOOKS, MAX_THINGS, RELATIONS, Scene, Thing, holds
+from lavis_itm_plugins.data.scenes.world import BACKGROUNDS, LOOKS, MAX_THINGS, RELATIONS, Scene, Thing, holds
 from lavis_itm_plugins.errors import ItmError, unknown_name
 
 Group = tuple[Thing, ...]
@@ -49,7 +49,7 @@ class Claims:
 
     `relations` holds (subject, relation, other) with positions in `mentions`. A count of 2 or more is exact; "a" and
     "an" mean at least one. `complete` says that the picture holds nothing else. Raises ItmError for claims about no
-    thing, or about more things than a picture holds.
+    thing, or about more things than a picture holds, and for unknown words.
     """
 
     mentions: tuple[Mention, ...]
@@ -59,8 +59,13 @@ class Claims:
 
     def __post_init__(self) -> None:
         things = sum(mention.count for mention in self.mentions)
-        if not 1 <= things <= MAX_THINGS or Mention() in self.mentions:
+        if not 1 <= things <= MAX_THINGS or any(m == Mention() or m.count < 1 for m in self.mentions):
             raise ItmError(f"a caption claims something of 1 to {MAX_THINGS} things, not of {self.mentions}")
+        for _, relation, _ in self.relations:
+            if relation not in RELATIONS:
+                raise unknown_name("relation", relation, RELATIONS)
+        if self.background is not None and self.background not in BACKGROUNDS:
+            raise unknown_name("background", self.background, BACKGROUNDS)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts without what is not said; `Claims.from_json` reads them back."""
