@@ -7,8 +7,6 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from lavis_itm_plugins.cli.tables import text_table
-
 # Package and why another version would not do; the pins are those of pyproject.toml.
 PINNED = {
     "salesforce-lavis": ("1.0.2", "the only version this plugin is tested with"),
@@ -27,7 +25,8 @@ def run(given: argparse.Namespace) -> int:
     """Print the report; exit code 1 when something needs mending."""
     checks = [_python(), *(_package(name, *pin) for name, pin in PINNED.items()), _autoload()]
     checks += _imports() if all(ok for ok, _, _ in checks[1:3]) else []
-    print(text_table(["", "", ""], [["ok" if ok else "MEND", name, said] for ok, name, said in checks]))
+    for ok, name, said in checks:
+        print(f"{'ok' if ok else 'MEND':<5} {name:<28} {said}")
     if all(ok for ok, _, _ in checks):
         print("\nall is well; try: lavis-itm demo")
         return 0

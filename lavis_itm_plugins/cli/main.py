@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from lavis_itm_plugins import __version__
-from lavis_itm_plugins.cli import demo, doctor, evaluate, listing, train
+from lavis_itm_plugins.cli import data, demo, doctor, evaluate, listing, train
 from lavis_itm_plugins.errors import ItmError, did_you_mean
 
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "demo": demo,
+    "data": data,
     "list": listing,
     "doctor": doctor,
 }
@@ -51,6 +53,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a mistake in its input ends in one sentence and exit code 2."""
     given = build_parser().parse_args(arguments)
+    # LAVIS imports both, and neither can be mended from here
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairscale|timm")
     try:
         return COMMANDS[given.command].run(given) or 0
     except ItmError as error:

@@ -56,8 +56,10 @@ def check_finite(scores: NDArray[Any], first_image: int = 0, first_caption: int 
     )
 
 
-def image_ids(caption_image: ImageIds, n_images: int) -> NDArray[np.int64]:
+def image_ids(caption_image: ImageIds, n_images: int, n_captions: int | None = None) -> NDArray[np.int64]:
     """``caption_image`` (n_captions,), the row of each caption's image, as int64; every image must have a caption.
+
+    Raises ItmError for anything else, and if there is nothing to rank.
 
     >>> image_ids([0, 0, 2], 3)
     Traceback (most recent call last):
@@ -69,6 +71,10 @@ def image_ids(caption_image: ImageIds, n_images: int) -> NDArray[np.int64]:
     )
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ItmError(f"caption_image is {array.dtype} of shape {array.shape}; give integers, one per caption")
+    if n_captions not in (None, len(array)):
+        raise ItmError(f"caption_image has {len(array)} entries for {n_captions} captions; give one per caption")
+    if not n_images:
+        raise ItmError(f"there are no images for {len(array)} captions; there is nothing to rank")
     ids = array.astype(np.int64)
     outside = np.flatnonzero((ids < 0) | (ids >= n_images))
     if outside.size:

@@ -1,4 +1,4 @@
-"""From embeddings to metrics: every pair is scored once, and the score matrix is never held."""
+"""From embeddings to metrics: pairs are scored once, tile by tile, and the score matrix is never held."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from lavis_itm_plugins.evaluation.arrays import ImageIds, score_array
+from lavis_itm_plugins.evaluation.arrays import ImageIds, image_ids, score_array
 from lavis_itm_plugins.evaluation.folds import FoldCounter
-from lavis_itm_plugins.evaluation.recall import RecallCounter, TileCounter, check_shape
+from lavis_itm_plugins.evaluation.recall import RecallCounter, TileCounter
 from lavis_itm_plugins.evaluation.tiles import Items, ScoreFunction, item_counts, score_tile, tile_grid
 
 FOLDS_PREFIX = "folds_"
@@ -48,9 +48,9 @@ def evaluate_tiles(
     (600.0, 600.0)
     """
     shape = n_images, _ = item_counts(images, captions)
-    whole = RecallCounter(caption_image, n_images)
-    check_shape(shape, whole)
-    counters: list[TileCounter] = [whole] + ([FoldCounter(caption_image, n_images, folds)] if folds else [])
+    ids = image_ids(caption_image, *shape)
+    whole = RecallCounter(ids, n_images)
+    counters: list[TileCounter] = [whole] + ([FoldCounter(ids, n_images, folds)] if folds else [])
     grid = tile_grid(*shape, memory_budget_mb=memory_budget_mb * _TILE_SHARE, bytes_per_pair=bytes_per_pair)
     kept: dict[int, NDArray[Any]] = {}
     room = memory_budget_mb * _KEPT_SHARE * 2**20

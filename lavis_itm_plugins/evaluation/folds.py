@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.evaluation.arrays import ImageIds, Scores, image_ids, score_array
 from lavis_itm_plugins.evaluation.recall import RecallCounter, count_matrix, tile_array
-from lavis_itm_plugins.evaluation.tiles import Tile, even_blocks
+from lavis_itm_plugins.evaluation.tiles import Tile
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class FoldCounter:
     """
 
     def __init__(self, caption_image: ImageIds, n_images: int, folds: int = 5) -> None:
+        ids = image_ids(caption_image, n_images)
         if not 1 <= folds <= n_images:
             raise ItmError(f"folds is {folds}; give 1 to {n_images}, the number of images")
-        ids = image_ids(caption_image, n_images)
-        self.shape = n_images, len(ids)
         self._folds = []
-        for images in even_blocks(n_images, folds):
+        edges = [n_images * fold // folds for fold in range(folds + 1)]
+        for images in map(slice, edges, edges[1:]):
             captions = np.flatnonzero((ids >= images.start) & (ids < images.stop))
             counter = RecallCounter(ids[captions] - images.start, images.stop - images.start)
             self._folds.append(_Fold(images, captions, counter))
@@ -102,4 +102,5 @@ def coco_1k_folds(scores: Scores, caption_image: ImageIds, *, folds: int = 5) ->
     >>> coco_1k_folds(np.eye(10), np.arange(10), folds=5)["txt_r1"]
     100.0
     """
-    return count_matrix(scores, FoldCounter(caption_image, score_array(scores).shape[0], folds))
+    matrix = score_array(scores)
+    return count_matrix(matrix, FoldCounter(image_ids(caption_image, *matrix.shape), len(matrix), folds))

@@ -21,8 +21,6 @@ TOP = (1, 5, 10)
 class TileCounter(Protocol):
     """What turns tiles into metrics in two passes: first the tiles that hold positive pairs, then every tile."""
 
-    shape: tuple[int, int]  # (n_images, n_captions)
-
     def holds_positives(self, rows: slice, columns: slice) -> bool:
         """Whether an image of the tile is the image of one of its captions."""
 
@@ -57,7 +55,7 @@ class RecallCounter:
 
     def __init__(self, caption_image: ImageIds, n_images: int) -> None:
         self.caption_image = image_ids(caption_image, n_images)
-        self.shape = n_images, n_captions = n_images, len(self.caption_image)
+        n_captions = len(self.caption_image)
         self.image_ranks = np.zeros(n_images, dtype=np.int64)
         self.caption_ranks = np.zeros(n_captions, dtype=np.int64)
         # NaN = not found yet. float64 holds float32 scores exactly, so casting back changes no comparison.
@@ -95,8 +93,9 @@ class RecallCounter:
                 "holds_positives to find_positives before the first update"
             )
         best, own = self._best_score[rows].astype(tile.dtype), self._own_score[columns].astype(tile.dtype)
-        self.image_ranks[rows] += np.count_nonzero(tile >= best[:, None], axis=1)
-        self.caption_ranks[columns] += np.count_nonzero(tile >= own, axis=0)
+        # count_nonzero along an axis would add int64 numbers, which takes twice as long.
+        self.image_ranks[rows] += (tile >= best[:, None]).sum(axis=1, dtype=np.uint32)
+        self.caption_ranks[columns] += (tile >= own).sum(axis=0, dtype=np.uint32)
         images, captions = self._own_cells(rows, columns)
         matching = tile[images, captions]
         np.subtract.at(self.image_ranks, rows.start + images, matching >= best[images])
@@ -133,7 +132,7 @@ def rank_metrics(image_ranks: NDArray[Any], caption_ranks: NDArray[Any]) -> dict
     """
     metrics: dict[str, float] = {}
     for name, ranks in (("txt", image_ranks), ("img", caption_ranks)):
-        metrics |= {f"{name}_r{k}": 100.0 * float(np.mean(ranks < k)) for k in TOP}
+        metrics |= {f"{name}_r{k}": 100.0 * np.count_nonzero(ranks < k) / len(ranks) for k in TOP}
         metrics |= {f"{name}_medr": float(np.floor(np.median(ranks)) + 1), f"{name}_meanr": float(np.mean(ranks) + 1)}
     recalls = {name: [metrics[f"{name}_r{k}"] for k in TOP] for name in ("txt", "img")}
     metrics |= {f"{name}_r_mean": sum(values) / len(TOP) for name, values in recalls.items()}
@@ -143,21 +142,10 @@ def rank_metrics(image_ranks: NDArray[Any], caption_ranks: NDArray[Any]) -> dict
     return metrics
 
 
-def check_shape(shape: tuple[int, ...], counter: TileCounter) -> None:
-    """Raise ItmError unless there is one image id per caption, and something to rank."""
-    if shape[1] != counter.shape[1]:
-        raise ItmError(f"caption_image has {counter.shape[1]} entries for {shape[1]} captions; give one per caption")
-    if not all(shape):
-        raise ItmError(f"there are {shape[0]} images and {shape[1]} captions; there is nothing to rank")
-
-
-def count_matrix(scores: Scores, counter: TileCounter) -> dict[str, float]:
-    """The counter's metrics of a whole score matrix, which is read block by block."""
-    matrix = score_array(scores)
-    check_shape(matrix.shape, counter)
+def count_matrix(matrix: NDArray[Any], counter: TileCounter) -> dict[str, float]:
+    """The counter's metrics of a whole score matrix (a ``score_array``), which is read block by block."""
     check_finite(matrix)
-    whole = slice(0, matrix.shape[0]), slice(0, matrix.shape[1])
-    counter.find_positives(*whole, matrix)
+    counter.find_positives(slice(0, matrix.shape[0]), slice(0, matrix.shape[1]), matrix)
     for rows, columns in tile_grid(*matrix.shape):
         counter.update(rows, columns, matrix[rows, columns])
     return counter.metrics()
@@ -182,4 +170,5 @@ def retrieval_metrics(scores: Scores, caption_image: ImageIds) -> dict[str, floa
     >>> metrics["txt_r1"], metrics["img_r1"], metrics["txt_meanr"]      # image 1: caption 1 ties with its caption 2
     (50.0, 100.0, 1.5)
     """
-    return count_matrix(scores, RecallCounter(caption_image, score_array(scores).shape[0]))
+    matrix = score_array(scores)
+    return count_matrix(matrix, RecallCounter(image_ids(caption_image, *matrix.shape), len(matrix)))

@@ -127,12 +127,28 @@ def valid_negatives(scores: Tensor, positives: Tensor | None) -> Tensor:
     return ~(positives | diagonal)
 
 
-def surface_non_finite(loss: Tensor, scores: Tensor) -> Tensor:
+def check_finite(values: Tensor, name: str) -> None:
+    """Raise ItmError if an anchor or label is NaN or infinite: it comes from outside the step, so it is no overflow.
+
+    >>> check_finite(torch.tensor([[0.5, torch.nan], [0.1, 0.2]]), "anchor")
+    Traceback (most recent call last):
+    ...
+    lavis_itm_plugins.errors.ItmError: 1 of 4 values of anchor are not finite, the first at (0, 1); see where they ...
+    """
+    bad = (~values.detach().isfinite()).nonzero()
+    if len(bad):
+        count = f"{len(bad)} of {values.numel()} values of {name} are not finite"
+        raise ItmError(f"{count}, the first at {tuple(bad[0].tolist())}; see where they come from")
+
+
+def surface_non_finite(loss: Tensor, *scores: Tensor) -> Tensor:
     """The loss, made NaN where it is finite although some score is not: a mask, a maximum or a hinge had dropped it.
 
     >>> surface_non_finite(torch.tensor(1.0), torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]))
     tensor(nan)
     """
-    lowest, highest = scores.detach().aminmax()
-    zero_or_nan = 0 * lowest + 0 * highest
-    return loss + torch.where(loss.isfinite(), zero_or_nan, 0)
+    for part in scores:
+        lowest, highest = part.detach().aminmax()
+        zero_or_nan = 0 * lowest + 0 * highest
+        loss = loss + torch.where(loss.isfinite(), zero_or_nan, 0)
+    return loss

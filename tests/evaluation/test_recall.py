@@ -179,7 +179,8 @@ def _rows_times(rows: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
         (np.zeros(4), [0], r"scores has shape \(4,\)"),
         (np.zeros((2, 2), dtype=bool), [0, 1], "scores is bool"),
         (np.zeros((2, 2), dtype=complex), [0, 1], "scores is complex128"),
-        (np.zeros((0, 0)), [], "there are 0 images and 0 captions"),
+        (np.zeros((3, 3)), [0, 1], "caption_image has 2 entries for 3 captions"),
+        (np.zeros((0, 0)), [], "there are no images for 0 captions; there is nothing to rank"),
         (np.zeros((1, 0)), [], "1 of 1 images have no caption"),
     ],
 )

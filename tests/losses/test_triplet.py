@@ -249,6 +249,15 @@ def test_mean_leaves_out_queries_without_a_negative() -> None:
 
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
+def test_diagonal_is_a_positive_whatever_the_mask_says(negatives: str) -> None:
+    scores, nothing = torch.randn(3, 3), torch.zeros(3, 3, dtype=torch.bool)
+    assert torch.equal(
+        triplet_loss(scores, negatives=negatives, positives=nothing), triplet_loss(scores, negatives=negatives)
+    )
+    assert not nothing.any()
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("cell", list(itertools.product(range(3), range(3))))
 def test_non_finite_score_is_never_hidden(negatives: str, value: float, cell: tuple[int, int]) -> None:
