@@ -1,0 +1,230 @@
+"""Contrastive loss against a dictionary, its negatives weighted by how diverse they are (CODER, reconstructed)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.losses.scores import (
+    check_choice,
+    check_number,
+    check_temperature,
+    float32_island,
+    surface_non_finite,
+)
+
+KINDS = ("std", "none", "iso", "entropy", "adnce")
+FORMS = ("nce", "lse")
+LEAST_SPREAD = 1e-3  # spreads below are taken for this, so that equal similarities get equal weights
+LARGEST_EXPONENT = 5.0  # of a weight before it is normalised
+
+_Spread = float | Tensor | None
+
+
+@float32_island
+def diversity_weights(
+    similarities: Tensor, valid: Tensor, *, kind: str = "std", beta: float = 0.5, temperature: float | Tensor = 0.05
+) -> Tensor:
+    """Weights of the negatives, uneven for a query whose negatives differ, even for one whose negatives look alike.
+
+    Reconstructed from the abstract of CODER (Wang et al., ECCV 2022, arXiv 2208.09843): the formula of the paper was
+    not at hand. With m and d mean and standard deviation of the query's valid similarities s, and D the mean of d over
+    queries with at least two, w is proportional to exp(u), u clipped to [-5, 5] (not for "adnce"):
+      std:     u = beta (s - m) / D
+      none:    u = 0
+      iso:     u = beta (clip(d / D, 0.5, 2) - 1) (s - m) / temperature
+      entropy: u = beta (1 - H / log N) (s - m) / d, H the entropy of the softmax of s / temperature over N negatives
+      adnce:   u = -(s - 0.7)^2 / 2                              (after Wu et al., ADNCE, NeurIPS 2023)
+
+    Args:
+        similarities: (B, M), query i against negative j; half precision becomes float32.
+        valid: bool (B, M), True where j is a negative of query i.
+        kind: "std" | "none" | "iso" | "entropy" | "adnce".
+        beta: strength; 0 gives equal weights, except with "adnce", which has none.
+        temperature: above 0, used by "iso" and "entropy".
+
+    Returns:
+        (B, M) without gradient: mean 1 over the valid negatives of each query, 0 elsewhere. Similarities of a query
+        that are not finite give it weights that are not finite.
+
+    Raises:
+        ItmError: wrong shape or type, unknown kind, number out of range.
+
+    >>> valid = torch.tensor([[True, True, True], [True, True, False]])
+    >>> diversity_weights(torch.tensor([[0.9, 0.1, 0.5], [0.3, 0.3, 0.9]]), valid)
+    tensor([[2.1736, 0.1877, 0.6387],
+            [1.0000, 1.0000, 0.0000]])
+    """
+    _check_valid(similarities, valid)
+    _check_weighting(kind, beta, temperature)
+    return _log_weights(_exponents(similarities, valid, kind, beta, temperature), valid).exp()
+
+
+@float32_island
+def diversity_contrastive_loss(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor,
+    valid: Tensor,
+    *,
+    temperature: float | Tensor = 0.05,
+    form: str = "nce",
+    kind: str = "std",
+    beta: float = 0.5,
+    slope: float = 90.0,
+    offset: float = 0.5,
+    spread: float | Tensor | None = None,
+) -> Tensor:
+    """Each query must be closer to its key than to the negatives of a dictionary, weighted by ``diversity_weights``.
+
+    Reconstructed, as the weights are (CODER, arXiv 2208.09843). One direction; with p = <query, key>, s over the valid
+    negatives, w their weights, a query costs
+      nce: log(exp(p / t) + sum w exp(s / t)) - p / t, t = temperature
+      lse: log(1 + sum w exp(slope (s - offset))) / slope - log(1 + max(0, p))                 (after HAL, AAAI 2020)
+    and the loss is the mean over the queries. In the weights, "lse" takes 1 / slope for the temperature.
+
+    Args:
+        query: (B, D), normalised; the only tensor that gets a gradient (and a 0-d temperature); half precision becomes
+            float32.
+        key: (B, D), the positive of each query, in the other modality.
+        negatives: (M, D), of the key's modality: keys of this batch, then the dictionary.
+        valid: bool (B, M), True where j is a negative of query i: slot filled and another image.
+        temperature: above 0, used by "nce" only.
+        form: "nce" | "lse".
+        kind, beta: see ``diversity_weights``.
+        slope: above 0, used by "lse" only.
+        offset: finite, used by "lse" only.
+        spread: mean over the queries of all ranks of the standard deviation of their negatives' similarities
+            (``negative_spreads``); None takes it from these queries.
+
+    Returns:
+        A 0-d tensor; 0 for B = 0. With "nce" a query without a negative costs 0. A value that is not finite, in a slot
+        that is not valid too, gives a loss that is not finite.
+
+    Raises:
+        ItmError: wrong shape or type, unknown option, number out of range.
+
+    >>> query, key, negatives = torch.eye(3)[:2], torch.eye(3)[:2], torch.eye(3)[1:]
+    >>> valid = torch.tensor([[True, True], [False, True]])
+    >>> diversity_contrastive_loss(query, key, negatives, valid, temperature=1.0, kind="none")
+    tensor(0.4324)
+    """
+    _check_embeddings(query, key, negatives)
+    _check_weighting(kind, beta, temperature)
+    _check_form(form, slope, offset, spread)
+    similarities, own = query @ negatives.detach().T, (query * key.detach()).sum(dim=1)
+    _check_valid(similarities, valid)
+    if not len(query):
+        return query.sum()
+    sharpness = 1 / temperature if form == "nce" else slope
+    logits = sharpness * (similarities if form == "nce" else similarities - offset)
+    logits = logits + _log_weights(_exponents(similarities, valid, kind, beta, 1 / sharpness, spread), valid)
+    rest = _valid_only(logits, valid).logsumexp(dim=1)
+    if form == "nce":
+        losses = torch.logaddexp(sharpness * own, rest) - sharpness * own
+    else:
+        losses = torch.logaddexp(rest, rest.new_zeros(())) / slope - own.clamp(min=0).log1p()
+    return surface_non_finite(losses.mean(), own, *([similarities] if len(negatives) else []))
+
+
+@torch.no_grad()
+def negative_spreads(similarities: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number, mean and standard deviation (dividing by the number) of each query's valid similarities, (B, 1) each.
+
+    For ``spread`` over several ranks, divide the ranks' summed deviations by their summed number of queries, both over
+    queries with at least two negatives.
+
+    >>> negative_spreads(torch.tensor([[0.25, 0.75, 9.0]]), torch.tensor([[True, True, False]]))
+    (tensor([[2]]), tensor([[0.5000]]), tensor([[0.2500]]))
+    """
+    counts = valid.sum(dim=1, keepdim=True)
+    means = similarities.masked_fill(~valid, 0).sum(dim=1, keepdim=True) / counts.clamp(min=1)
+    squares = (similarities - means).square().masked_fill(~valid, 0).sum(dim=1, keepdim=True)
+    return counts, means, (squares / counts.clamp(min=1)).sqrt()
+
+
+@torch.no_grad()
+def _log_weights(exponents: Tensor, valid: Tensor) -> Tensor:
+    """Logarithms of the weights proportional to exp(exponents), (B, M); -inf where not valid."""
+    counts = valid.sum(dim=1, keepdim=True).clamp(min=1)
+    shares = _valid_only(exponents, valid).log_softmax(dim=1)
+    return (shares + counts.to(shares.dtype).log()).masked_fill(~valid, -torch.inf)
+
+
+@torch.no_grad()
+def _exponents(
+    similarities: Tensor, valid: Tensor, kind: str, beta: float, temperature: float | Tensor, spread: _Spread = None
+) -> Tensor:
+    if kind == "none":
+        return torch.zeros_like(similarities)
+    if kind == "adnce":
+        return -(similarities - 0.7).square() / 2
+    counts, means, spreads = negative_spreads(similarities, valid)
+    centred = beta * (similarities - means)
+    if kind == "entropy":
+        unevenness = 1 - _evenness(similarities / temperature, valid, counts)
+        exponents = unevenness * centred / spreads.clamp(min=LEAST_SPREAD)
+    else:
+        if spread is None:
+            several = counts >= 2
+            spread = spreads.masked_fill(~several, 0).sum() / several.sum().clamp(min=1)
+        typical = torch.as_tensor(spread, dtype=spreads.dtype, device=spreads.device).clamp(min=LEAST_SPREAD)
+        sharper = 1 / typical if kind == "std" else ((spreads / typical).clamp(0.5, 2) - 1) / temperature
+        exponents = sharper * centred
+    return exponents.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+
+
+def _evenness(logits: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
+    """Entropy of the softmax over each query's valid logits, divided by its largest value; 1 for one negative."""
+    logs = _valid_only(logits, valid).log_softmax(dim=1)
+    entropy = -(logs.exp() * logs).masked_fill(~valid, 0).sum(dim=1, keepdim=True)
+    return torch.where(counts > 1, entropy / counts.clamp(min=2).to(logits.dtype).log(), 1)
+
+
+def _valid_only(logits: Tensor, valid: Tensor) -> Tensor:
+    # Finite fill: a query without a negative would become NaN, or have NaN inside its log-sum-exp's gradient.
+    return logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
+
+
+def _check_weighting(kind: str, beta: float, temperature: float | Tensor) -> None:
+    check_choice("kind", kind, KINDS)
+    check_number("beta", beta)
+    check_temperature(temperature)
+
+
+def _check_form(form: str, slope: float, offset: float, spread: _Spread) -> None:
+    check_choice("form", form, FORMS)
+    check_number("slope", slope, above=0)
+    check_number("offset", offset)
+    if isinstance(spread, Tensor):  # its value is of the step: if it is not finite, so is the loss
+        if spread.numel() != 1:
+            raise ItmError(f"spread has shape {tuple(spread.shape)}; give one number")
+    elif spread is not None:
+        check_number("spread", spread, at_least=0)
+
+
+def _check_valid(similarities: Tensor, valid: Tensor) -> None:
+    if not isinstance(similarities, Tensor) or similarities.ndim != 2 or not similarities.is_floating_point():
+        raise ItmError(
+            "similarities is no floating-point torch tensor (B, M); give query (row) against negative (column)"
+        )
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+        found = valid.dtype if isinstance(valid, Tensor) else type(valid).__name__
+        raise ItmError(f"valid is {found}; give a torch.bool tensor (B, M), True where j is a negative of query i")
+    if valid.shape != similarities.shape:
+        raise ItmError(f"valid has shape {tuple(valid.shape)}; the similarities have {tuple(similarities.shape)}")
+    if valid.device != similarities.device:
+        raise ItmError(f"valid is on {valid.device}; the similarities are on {similarities.device}")
+
+
+def _check_embeddings(query: Tensor, key: Tensor, negatives: Tensor) -> None:
+    for name, value in (("query", query), ("key", key), ("negatives", negatives)):
+        if not isinstance(value, Tensor) or value.ndim != 2 or not value.is_floating_point():
+            raise ItmError(f"{name} is no floating-point torch tensor with two axes, the second the embedding")
+        if value.dtype != query.dtype or value.device != query.device:
+            raise ItmError(f"{name} is {value.dtype} on {value.device}; the query is {query.dtype} on {query.device}")
+    if key.shape != query.shape:
+        raise ItmError(f"key has shape {tuple(key.shape)}; the query has {tuple(query.shape)}")
+    if negatives.shape[1] != query.shape[1]:
+        raise ItmError(f"negatives has {negatives.shape[1]} columns; the query has {query.shape[1]}")
