@@ -56,7 +56,9 @@ def make_record(where: str, image: Any, captions: Any, split: Any = None, image_
     if isinstance(image_id, bool) or not isinstance(image_id, (int, str, type(None))):
         raise ItmError(f"{where}: image_id is {_shown(image_id)}; give text or a whole number, or leave it out")
     name = os.path.normpath(image.strip())
-    return Record(where, name, tuple(texts), SPLIT_NAMES[split] if split else None, str(image_id or "") or None)
+    # 0 is an id like any other
+    given = None if image_id is None else str(image_id) or None
+    return Record(where, name, tuple(texts), SPLIT_NAMES[split] if split else None, given)
 
 
 def read_karpathy(path: Path, report: Report) -> Iterator[Record]:

@@ -180,3 +180,7 @@ class ScenesBuilder(ItmBuilder):
         pictures = DecodedPictures.from_files(scenes.image_paths)
         names = [path.name for path in scenes.image_paths]
         return CaptionSplit(name, pictures, np.arange(len(pictures)), scenes.captions, scenes.caption_image, names)
+
+    def training_captions(self) -> list[str]:
+        """Captions that a vocabulary is built from; decodes no picture."""
+        return load_scenes(self.folder(), "train").captions

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,7 +19,7 @@ from lavis_itm_plugins.data.annotations import SPLITS, Annotations, read_annotat
 from lavis_itm_plugins.data.builders import ItmBuilder
 from lavis_itm_plugins.data.pictures import PictureFiles
 from lavis_itm_plugins.data.splits import CaptionSplit
-from lavis_itm_plugins.errors import ItmError, unknown_name
+from lavis_itm_plugins.errors import ItmError, did_you_mean, unknown_name
 from lavis_itm_plugins.registry import register_builder, registered
 
 log = logging.getLogger(__name__)
@@ -53,8 +55,9 @@ class PairsBuilder(ItmBuilder):
     def parse_config(cls, cfg: Any) -> PairsConfig:
         """The section, checked, with the names of its processors."""
         for kind in ("vis_processor", "text_processor"):
-            for stage, section in (cfg.get(kind) or {}).items():
-                _check_processor(f"{where('datasets.itm_pairs')}.{kind}.{stage}", stage, section)
+            place = f"{where('datasets.itm_pairs')}.{kind}"
+            for stage, section in _mapping({} if cfg.get(kind) is None else cfg.get(kind), place).items():
+                _check_processor(f"{place}.{stage}", stage, section)
         if (cfg.get("vis_processor") or {}).get("eval") is None:
             raise ItmError(f"{where('datasets.itm_pairs')}.vis_processor.eval: missing; name a processor")
         return super().parse_config(cfg)
@@ -109,8 +112,29 @@ def _check_processor(place: str, stage: str, section: Any) -> None:
         raise ItmError(f"{place}: {unknown_name('stage', str(stage), ('train', 'eval'))}")
     if section is None:
         return
-    name = section.get("name") if hasattr(section, "get") else None
+    name = _mapping(section, place).get("name")
     if name is None:
         raise ItmError(f"{place}.name: missing; choose from: {', '.join(registered('processor'))}")
-    if name not in registered("processor"):
+    # also a list or a section, which no dictionary could look up
+    if not isinstance(name, str) or name not in registered("processor"):
         raise ItmError(f"{place}.name: {unknown_name('processor', str(name), registered('processor'))}")
+    taken = _taken_keys(registered("processor")[name])
+    for key in section:
+        if taken is not None and key not in ("name", *taken):
+            raise ItmError(f"{place}.{key}: unknown key of {name}; {did_you_mean(str(key), taken)}")
+
+
+def _taken_keys(processor: type) -> set[str] | None:
+    """Keys that a processor reads, from its constructor and the texts in its `from_config`; None when it takes any."""
+    parameters = list(inspect.signature(processor.__init__).parameters.values())[1:]  # type: ignore[misc]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    code = getattr(processor.from_config, "__code__", None)  # type: ignore[attr-defined]
+    texts = {text for text in code.co_consts if isinstance(text, str) and text.isidentifier()} if code else set()
+    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL} | texts
+
+
+def _mapping(value: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ItmError(f"{place}: expected a section of keys, got {value!r}")
+    return value

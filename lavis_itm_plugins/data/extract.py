@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from lavis_itm_plugins.data.annotations import AnnotatedImage, Annotations
 from lavis_itm_plugins.data.feature_models import FeatureModel, feature_model
 from lavis_itm_plugins.data.pictures import open_picture
+from lavis_itm_plugins.devices import check_device
 from lavis_itm_plugins.errors import ItmError
 
 log = logging.getLogger(__name__)
@@ -54,15 +56,29 @@ def extract_features(
     out = Path(out).expanduser().absolute()
     if out.exists():
         raise ItmError(f"{out} exists; remove it, or choose another output")
-    progress = _Progress(out.with_name(f"{out.name}.part"), _description(annotations, recipe))
+    device = check_device(device, "--device")
+    folder = out.with_name(f"{out.name}.part")
+    with _writing(folder):
+        progress = _Progress(folder, _description(annotations, recipe))
     encoder = feature_model(
         recipe.model, pretrained=recipe.pretrained, image_size=recipe.image_size, grid=recipe.grid, device=device
     )
-    for split, images in annotations.splits.items():
-        _write_texts(progress.folder, split, images)
-        _write_features(progress, split, annotations.files(split), encoder, recipe, workers)
-    progress.finish(out)
+    with _writing(folder):
+        for split, images in annotations.splits.items():
+            _write_texts(folder, split, images)
+            _write_features(progress, split, annotations.files(split), encoder, recipe, workers)
+        progress.finish(out)
     return out
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in one sentence what the system has against writing there, such as a full disk."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ItmError(f"cannot write to {folder} ({reason}); mend that, and the same command goes on there") from error
 
 
 class _Progress:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from lavis_itm_plugins.devices import check_device
 from lavis_itm_plugins.encoders.image import TimmGrid
 from lavis_itm_plugins.errors import ItmError, unknown_name
 from lavis_itm_plugins.registry import names, registered
@@ -40,9 +41,9 @@ def feature_model(name: str, *, pretrained: bool, image_size: int, grid: int | N
     """`resnet50` (timm) or `lavis:ARCH:MODEL_TYPE`; random weights are the same at every call.
 
     With `grid` the regions are averaged to grid x grid. Raises ItmError for an unknown name, for weights that cannot be
-    fetched, and for a size that the network does not read.
+    fetched, a device that is not there, and a size that the network does not read.
     """
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = torch.device(check_device(device, "--device"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
         encode, network, normalise = (_lavis if name.startswith("lavis:") else _timm)(name, pretrained)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from lavis_itm_plugins.data.randomness import seeded
 from lavis_itm_plugins.errors import ItmError
 
 
@@ -36,7 +37,9 @@ class JoinedDataset(Dataset):
                 part.set_epoch(epoch)
 
     def collater(self, samples: Any) -> Any:
-        """Keys that all items share, collated as the first set does it."""
+        """Keys that all items share, collated as the first set does it; no `image_mask` means all regions."""
+        if any("image_mask" in sample for sample in samples):
+            samples = [{"image_mask": torch.ones(len(item["image"]), dtype=torch.bool), **item} for item in samples]
         shared = set.intersection(*(set(sample) for sample in samples))
         return self.parts[0].collater([{key: sample[key] for key in sample if key in shared} for sample in samples])
 
@@ -69,9 +72,28 @@ def check_splits(datasets: Mapping[str, Mapping[str, Any]], run: Any) -> None:
 
 
 def training_set(datasets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The training items of all data sets; None when there are none."""
-    parts = [splits["train"] for splits in datasets.values() if "train" in splits]
-    return None if not parts else parts[0] if len(parts) == 1 else JoinedDataset(parts)
+    """The training items of all data sets; None when there are none. Raises ItmError when their images do not fit."""
+    parts = {name: splits["train"] for name, splits in datasets.items() if "train" in splits}
+    if len(parts) < 2:
+        return next(iter(parts.values()), None)
+    check_shapes(parts)
+    return JoinedDataset(list(parts.values()))
+
+
+def check_shapes(parts: Mapping[str, Any]) -> None:
+    """Raise ItmError for training sets whose images no batch can hold together; looks at the first of each."""
+    shapes = {}
+    for name, part in parts.items():
+        # LAVIS's processors draw from the global generators, which must go on as if nobody had looked
+        with seeded(0):
+            image = part[0].get("image") if len(part) else None
+        if isinstance(image, torch.Tensor):
+            shapes[name] = tuple(image.shape)
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{shape} in {name}" for name, shape in shapes.items())
+        raise ItmError(
+            f"the training images have different shapes: {told}; give all the same image_size, or one kind of features"
+        )
 
 
 def evaluation_set(datasets: Mapping[str, Mapping[str, Any]], split: str) -> Any:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from lavis_itm_plugins.config.schema import parse, setting
 from lavis_itm_plugins.config.source import where
-from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.devices import check_device
 
 
 @dataclass(frozen=True)
@@ -81,12 +78,7 @@ def parse_run(section: Any) -> RunConfig:
 
 def with_device(run: RunConfig) -> RunConfig:
     """The settings with `device: auto` decided; raises ItmError for a device that is not there."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
-        raise ItmError(f'run.device is "{run.device}"; give auto, cpu, cuda, or cuda:1 for the second GPU')
-    if run.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ItmError(f"run.device is {run.device}, but this machine has no usable GPU; set run.device=cpu")
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return replace(run, device=automatic if run.device == "auto" else run.device)
+    return replace(run, device=check_device(run.device, "run.device"))
 
 
 def parse_itm(run_section: Any) -> ItmSettings:

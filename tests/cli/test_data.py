@@ -1,8 +1,10 @@
 """`lavis-itm data`: verify finds everything at once; convert keeps everything, and goes on after a kill."""
 
+import errno
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from lavis_itm_plugins.data.annotations import read_annotations
 from lavis_itm_plugins.data.feature_models import feature_model
 from lavis_itm_plugins.data.pictures import open_picture
 from lavis_itm_plugins.data.precomp import read_precomp
+from lavis_itm_plugins.devices import check_device
 from lavis_itm_plugins.train import run_training
 from tests.pictures import captions_of, metrics_of, pixels_project, write_jsonl, write_lavis
 from tests.tiny import project, write_precomp, write_project
@@ -292,6 +295,7 @@ def test_the_image_encoder_of_a_lavis_model(data, tmp_path):
         (["--model", "lavis:clip:ViT-B-31"], 'unknown type of clip "ViT-B-31"; did you mean ViT-B-32'),
         (["--batch-size", "0"], "--batch-size is 0; give at least 1"),
         (["--model", "deit_tiny_patch16_224", "--image-size", "100"], "(100, 100) pixels do not fit"),
+        (["--device", "foo"], '--device is "foo"; give auto, cpu, cuda, or cuda:1 for the second GPU'),
         (["--grid", "2"], "1 regions cannot be averaged to 2 x 2; lower --grid, or leave it out"),
     ],
 )
@@ -300,6 +304,33 @@ def test_mistakes_in_the_features_asked_for(options, message, data, tmp_path):
     code, _, error = data("convert", path, *FEATURES, *options, "-o", tmp_path / "out")
     assert code == 2 and message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused(data, tmp_path, monkeypatch):
+    given = ("convert", write_jsonl(tmp_path, count=5), *FEATURES, "-o", tmp_path / "out", "--device")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, error = data(*given, "cuda")
+    assert code == 2 and error == "error: --device is cuda, but this machine has no usable GPU; set --device=cpu\n"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    code, _, error = data(*given, "cuda:2")
+    assert code == 2 and error.endswith("is cuda:2, but the last GPU of this machine is cuda:1; set --device=cuda:0\n")
+    assert not list(tmp_path.glob("out*"))
+    assert [check_device(name, "run.device") for name in ("auto", "cpu", "cuda", "cuda:1")][::3] == ["cuda", "cuda:1"]
+
+
+@pytest.mark.parametrize("where", ["_write_texts", "_write_features"])
+def test_a_full_disk_is_one_sentence_and_the_conversion_goes_on(where, data, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    given = ("convert", write_jsonl(tmp_path, count=5), *FEATURES, "-o", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, where, full_disk)
+        code, _, error = data(*given)
+    assert code == 2 and error.count("\n") == 1
+    assert "out.part (No space left on device); mend that, and the same command goes on there" in error
+    assert data(*given)[0] == 0
 
 
 def test_coco_photographs(data, shared, tmp_path):

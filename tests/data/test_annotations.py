@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_itm_plugins.data.annotation_formats import READERS
+from lavis_itm_plugins.data.annotation_formats import READERS, make_record
 from lavis_itm_plugins.data.annotation_writers import WRITERS, write_annotations
 from lavis_itm_plugins.data.annotations import AnnotatedImage, Annotations, read_annotations
 from lavis_itm_plugins.errors import ItmError
@@ -299,6 +299,11 @@ def read_or_refuse(path, format):
     except ItmError:
         return
     assert all(image.captions and image.name for images in found.splits.values() for image in images)
+
+
+@pytest.mark.parametrize(("given", "read"), [(0, "0"), ("0", "0"), ("", None), (None, None)])
+def test_the_id_0_is_an_id(given, read):
+    assert make_record("here", "a.jpg", "x", image_id=given).image_id == read
 
 
 @settings(max_examples=200, deadline=None)

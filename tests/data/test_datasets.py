@@ -15,6 +15,8 @@ from torch.utils.data.dataloader import default_collate
 
 from lavis_itm_plugins.data.datasets import CaptionDataset, CaptionEvalDataset
 from lavis_itm_plugins.data.features import FeatureFile
+from lavis_itm_plugins.data.fingerprint import fingerprint
+from lavis_itm_plugins.data.pictures import DecodedPictures, PictureFiles
 from lavis_itm_plugins.data.randomness import keyed_uniform, seeded
 from lavis_itm_plugins.data.splits import CaptionSplit
 from lavis_itm_plugins.errors import ItmError
@@ -105,6 +107,46 @@ def test_the_share_left_out_and_never_all(split, drop, low, high):
     drawn = torch.cat([masks(split, list(range(7)), epoch=epoch, drop=drop) for epoch in range(500)])
     assert drawn.any(dim=1).all()
     assert low <= 1 - drawn.double().mean().item() <= high
+
+
+def hash_of(images, names=("a", "b")):
+    rows = np.arange(len(images))
+    return fingerprint(CaptionDataset(CaptionSplit("train", images, rows, ["x"] * len(rows), rows, names)))
+
+
+def test_a_fingerprint_depends_on_features_and_not_on_where_they_lie(tmp_path):
+    array = np.random.default_rng(0).normal(size=(40, 5, 3)).astype(np.float32)
+    changed = array.copy()
+    changed[-1] += 1
+    hashes = []
+    for name, content in {
+        "a": array,
+        "b": array,
+        "c": changed,
+        "d": array.astype(np.float16),
+        "e": array[:, :3],
+    }.items():
+        np.save(tmp_path / f"{name}.npy", content)
+        hashes.append(hash_of(FeatureFile(tmp_path / f"{name}.npy")))
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 4
+
+
+def test_a_fingerprint_depends_on_pictures():
+    pixels = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    assert hash_of(DecodedPictures(pixels)) == hash_of(DecodedPictures(pixels.copy()))
+    assert hash_of(DecodedPictures(pixels)) != hash_of(DecodedPictures(pixels + 1))
+
+
+def test_a_fingerprint_depends_on_names_and_sizes_of_picture_files(tmp_path):
+    files = {}
+    for folder, size in (("a", 8), ("b", 8), ("c", 9)):
+        (tmp_path / folder).mkdir()
+        files[folder] = [tmp_path / folder / name for name in ("0.png", "1.png")]
+        for file in files[folder]:
+            file.write_bytes(bytes(size))
+    here, there, larger = (hash_of(PictureFiles(files[folder], str)) for folder in "abc")
+    assert here == there != larger
+    assert hash_of(PictureFiles(files["a"], str), ("a", "c")) != here
 
 
 def test_keyed_uniform_is_uniform_and_independent():

@@ -73,8 +73,23 @@ def test_features_with_and_without_a_mask_share_a_batch(tmp_path):
     ]
     joined = training_set({"a": parts[0], "b": parts[1]})
     batch = joined.collater([joined[0], joined[20]])
-    assert "image_mask" in joined[0] and "image_mask" not in batch
+    assert "image_mask" not in joined[20]
+    assert torch.equal(batch["image_mask"], torch.stack([joined[0]["image_mask"], torch.ones(3, dtype=torch.bool)]))
     assert batch["image"].shape == (2, 3, 8) and batch["image_id"].tolist() == [0, 4]
+
+
+def test_images_of_two_shapes_are_refused_before_training(tmp_path):
+    both = sections(tmp_path)
+    both["itm_pairs"]["image_size"] = 48
+    datasets = datasets_of(write_project(tmp_path / "p.yaml", pixels_project(both, tmp_path)))
+    before = torch.get_rng_state()
+    with pytest.raises(ItmError) as caught:
+        training_set(datasets)
+    assert str(caught.value) == (
+        "the training images have different shapes: (3, 32, 32) in flickr30k, (3, 48, 48) in itm_pairs; "
+        "give all the same image_size, or one kind of features"
+    )
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_run_on_two_sets(project, tmp_path):

@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lavis_itm_plugins.data.builders import ScenesBuilder
+from lavis_itm_plugins.data.pictures import DecodedPictures
 from lavis_itm_plugins.data.scenes import (
     Claims,
     Mention,
@@ -231,6 +233,14 @@ def test_unwritable_cache(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ItmError, match="LAVIS_ITM_CACHE"):
         build_scenes(SMALL, tmp_path / "file" / "below")
+
+
+def test_the_vocabulary_needs_no_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wanted = {"train": 5, "val": 1, "test": 1, "size": 32, "cache": str(tmp_path), "data_type": "images"}
+    builder = ScenesBuilder(wanted)
+    captions = load_scenes(builder.folder(), "train").captions
+    monkeypatch.setattr(DecodedPictures, "from_files", None)
+    assert builder.training_captions() == captions and len(captions) == 25
 
 
 def test_claims_about_nothing_or_too_much() -> None:

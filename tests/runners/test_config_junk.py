@@ -41,6 +41,17 @@ def paths(node: dict, above: tuple = ()) -> list[tuple]:
 
 VALID = tiny.project(Path("data"), Path("runs"), itm={"ema": 0.9, "patience": 2})
 VALID["model"]["base_loss"] = {"name": "triplet", "margin": 0.2}
+PROCESSOR = {"name": "blip_image_eval", "image_size": 32}
+PAIRS = {
+    **VALID,
+    "datasets": {
+        "itm_pairs": {
+            "annotations": "a.csv",
+            "vis_processor": {"train": {**PROCESSOR, "name": "blip_image_train"}, "eval": PROCESSOR},
+            "text_processor": {"train": {"name": "blip_caption"}, "eval": {"name": "blip_caption", "max_words": 9}},
+        }
+    },
+}
 changes = st.lists(
     st.tuples(st.sampled_from(paths(VALID)), st.sampled_from(["replace", "remove", "add"]), keys, junk),
     min_size=1,
@@ -48,9 +59,9 @@ changes = st.lists(
 )
 
 
-def changed(list_of_changes: list[tuple]) -> dict:
+def changed(list_of_changes: list[tuple], valid: dict = VALID) -> dict:
     """The valid project with keys replaced, removed and added."""
-    content = copy.deepcopy(VALID)
+    content = copy.deepcopy(valid)
     for path, how, key, value in list_of_changes:
         section = content
         for part in path[:-1]:
@@ -76,8 +87,9 @@ def read(path: Path, options: list[str]) -> str | None:
     return None
 
 
-def test_the_valid_project_is_read(tmp_path):
-    assert read(tiny.write_project(tmp_path / "p.yaml", VALID), []) is None
+@pytest.mark.parametrize("valid", [VALID, PAIRS])
+def test_the_valid_project_is_read(valid, tmp_path):
+    assert read(tiny.write_project(tmp_path / "p.yaml", valid), []) is None
 
 
 @RELAXED
@@ -93,6 +105,49 @@ def test_any_change_is_read_or_refused(tmp_path, list_of_changes):
 def test_any_override_is_read_or_refused(tmp_path, path, suffix, value):
     file = tiny.write_project(tmp_path / "p.yaml", VALID)
     read(file, [f"{'.'.join(path)}{suffix}={value}"])
+
+
+pairs_paths = st.sampled_from([path for path in paths(PAIRS) if "itm_pairs" in path])
+
+
+@RELAXED
+@given(pairs_paths, st.sampled_from(["replace", "remove", "add"]), keys, junk)
+def test_any_change_of_a_section_with_processors_is_read_or_refused(tmp_path, path, how, key, value):
+    file = tmp_path / "p.yaml"
+    file.write_text(yaml.safe_dump(changed([(path, how, key, value)], PAIRS)), encoding="utf-8")
+    read(file, [])
+
+
+@RELAXED
+@given(pairs_paths, st.sampled_from(["", ".", ".x", "[0]"]), st.one_of(scalars, junk))
+def test_any_override_of_a_section_with_processors_is_read_or_refused(tmp_path, path, suffix, value):
+    file = tiny.write_project(tmp_path / "p.yaml", PAIRS)
+    read(file, [f"{'.'.join(path)}{suffix}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("vis_processor=foo", "vis_processor: expected a section of keys, got 'foo'"),
+        ("vis_processor=[1]", "vis_processor: expected a section of keys, got [1]"),
+        ("vis_processor.train=3", "vis_processor.train: expected a section of keys, got 3"),
+        ("vis_processor.train.name=[1]", 'vis_processor.train.name: unknown processor "[1]"; choose from: '),
+        ("text_processor=0", "text_processor: expected a section of keys, got 0"),
+        (
+            "vis_processor.train.image_sizee=3",
+            "vis_processor.train.image_sizee: unknown key of blip_image_train; did you mean image_size",
+        ),
+    ],
+)
+def test_a_processor_that_is_none_is_named(option, message, tmp_path):
+    path = tiny.write_project(tmp_path / "p.yaml", PAIRS)
+    assert read(path, [f"datasets.itm_pairs.{option}"]).startswith(f"{path}: datasets.itm_pairs.{message}")
+
+
+def test_our_task_under_another_runner_has_its_settings_checked(tmp_path):
+    path = tiny.write_project(tmp_path / "p.yaml", VALID)
+    said = read(path, ["run.runner=runner_base", "run.itm.clip_gradd=1"])
+    assert said == f"{path}: run.itm.clip_gradd: unknown key; did you mean clip_grad?"
 
 
 @RELAXED
