@@ -88,6 +88,13 @@ class _GatherRows(torch.autograd.Function):
         return total[start : start + ctx.counts[rank()]]
 
 
+def copy_from_first_rank(module: torch.nn.Module) -> None:
+    """Give every rank the first one's parameters and buffers."""
+    if world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.data, 0)
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank; every rank must ask."""
     if world_size() == 1:

@@ -41,10 +41,12 @@ def run(given: argparse.Namespace) -> int:
     if given.print_config:
         from omegaconf import OmegaConf
 
+        from lavis_itm_plugins.config.check import resolve_sections
         from lavis_itm_plugins.config.load import ProjectConfig
         from lavis_itm_plugins.resources import find_config
 
-        print(OmegaConf.to_yaml(ProjectConfig(find_config(config_path), options).config, resolve=True), end="")
+        project = ProjectConfig(find_config(config_path), options)
+        print(OmegaConf.to_yaml(OmegaConf.create(resolve_sections(project.config))), end="")
         return 0
     from lavis_itm_plugins.train import run_training
 

@@ -109,7 +109,7 @@ def distributed_mode() -> None:
     def init_distributed_mode(args: Any) -> None:
         gpu = torch.cuda.is_available() and str(args.get("device", "cuda")) != "cpu"
         launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-        if gpu and not (launched and args.get("runner") == "itm_runner"):
+        if gpu and args.get("runner") != "itm_runner":
             return stock(args)
         args.distributed = launched
         if launched:

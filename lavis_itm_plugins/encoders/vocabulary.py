@@ -78,7 +78,10 @@ class Vocabulary:
             "idx2word": {str(i): word for i, word in enumerate(self.words)},
             "idx": len(self.words),
         }
-        Path(path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        try:
+            Path(path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        except OSError as error:
+            raise ItmError(f"cannot write the vocabulary {path}: {error.strerror}") from None
 
     def encode(self, caption: str) -> list[int]:
         """Word ids between `<start>` and `<end>`; unknown words become `<unk>`."""

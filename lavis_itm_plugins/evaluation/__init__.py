@@ -2,7 +2,13 @@
 
 from lavis_itm_plugins.evaluation.evaluate import FOLDS_PREFIX, evaluate_tiles
 from lavis_itm_plugins.evaluation.folds import FoldCounter, coco_1k_folds
-from lavis_itm_plugins.evaluation.recall import RecallCounter, TileCounter, rank_metrics, retrieval_metrics
+from lavis_itm_plugins.evaluation.recall import (
+    RecallCounter,
+    TileCounter,
+    join_directions,
+    rank_metrics,
+    retrieval_metrics,
+)
 from lavis_itm_plugins.evaluation.tiles import Items, score_tiles, tile_grid
 
 __all__ = [
@@ -13,6 +19,7 @@ __all__ = [
     "TileCounter",
     "coco_1k_folds",
     "evaluate_tiles",
+    "join_directions",
     "rank_metrics",
     "retrieval_metrics",
     "score_tiles",

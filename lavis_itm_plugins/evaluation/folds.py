@@ -24,7 +24,7 @@ class _Fold:
     def part(self, rows: slice, columns: slice) -> Tile:
         """The fold's own images and captions inside a tile, counted within the fold."""
         first, last = self.images.start, self.images.stop
-        start = min(max(rows.start, first), last)
+        start = max(rows.start, first)
         inside = np.searchsorted(self.captions, [columns.start, columns.stop])
         own_rows = slice(start - first, max(start, min(rows.stop, last)) - first)
         return own_rows, slice(int(inside[0]), int(inside[1]))

@@ -76,8 +76,6 @@ class RecallCounter:
         tile = tile_array(rows, columns, scores)
         images, captions = self._own_cells(rows, columns)
         own = tile[images, captions]
-        if not np.isfinite(own).all():
-            check_finite(tile, rows.start, columns.start)
         captions = captions + columns.start
         self._positives_left -= int(np.isnan(self._own_score[captions]).sum())
         self._own_score[captions] = own
@@ -134,6 +132,22 @@ def rank_metrics(image_ranks: NDArray[Any], caption_ranks: NDArray[Any]) -> dict
     for name, ranks in (("txt", image_ranks), ("img", caption_ranks)):
         metrics |= {f"{name}_r{k}": 100.0 * np.count_nonzero(ranks < k) / len(ranks) for k in TOP}
         metrics |= {f"{name}_medr": float(np.floor(np.median(ranks)) + 1), f"{name}_meanr": float(np.mean(ranks) + 1)}
+    return _with_sums(metrics)
+
+
+def join_directions(by_image: dict[str, float], by_caption: dict[str, float]) -> dict[str, float]:
+    """Image-to-text of one set of metrics with text-to-image of another: for networks that score each by itself.
+
+    >>> first, second = rank_metrics(np.array([0]), np.array([9])), rank_metrics(np.array([9]), np.array([0]))
+    >>> join_directions(first, second)["rsum"]
+    600.0
+    """
+    sides = {"txt": by_image, "img": by_caption}
+    return _with_sums({key: value for side, part in sides.items() for key, value in part.items() if key[:3] == side})
+
+
+def _with_sums(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics of both directions with their means and sums."""
     recalls = {name: [metrics[f"{name}_r{k}"] for k in TOP] for name in ("txt", "img")}
     metrics |= {f"{name}_r_mean": sum(values) / len(TOP) for name, values in recalls.items()}
     metrics["r_mean"] = (metrics["txt_r_mean"] + metrics["img_r_mean"]) / 2

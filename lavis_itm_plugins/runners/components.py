@@ -103,10 +103,16 @@ class RunnerComponents(RunnerBase):
             for split in ("val", "test"):
                 dataset = evaluation_set(self.datasets, split)
                 if dataset is not None:
-                    batches = EvalBatches(len(dataset), self.settings.batch_size_eval)
+                    batches = EvalBatches(len(dataset), self.settings.batch_size_eval, shared=self._shares_evaluation)
                     self._dataloaders[split] = self._loader(dataset, batches)
             self.datasets = {split: loader.dataset for split, loader in self._dataloaders.items()}
         return self._dataloaders
+
+    @property
+    def _shares_evaluation(self) -> bool:
+        """Whether each rank may encode its part: LAVIS's own networks expect every image on every rank."""
+        matcher = self._model.evaluated() if hasattr(self._model, "evaluated") else self._model
+        return hasattr(matcher, "encode_images")
 
     def _train_loader(self, dataset: Any) -> Any:
         if hasattr(self._model, "wrap_dataset"):

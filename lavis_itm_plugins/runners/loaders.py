@@ -49,12 +49,13 @@ class EpochBatches(Sampler[list[int]]):
 class EvalBatches(Sampler[list[int]]):
     """Batches in order, dealt to the ranks in turn; a rank without one repeats the first, which the gather drops.
 
-    A batch holds the same items whatever the number of ranks, so scores are the same to the last bit.
+    A batch holds the same items whatever the number of ranks, so scores are the same to the last bit. Without
+    `shared` every rank gets all of them.
     """
 
-    def __init__(self, size: int, batch_size: int) -> None:
+    def __init__(self, size: int, batch_size: int, *, shared: bool = True) -> None:
         batches = [list(range(start, min(start + batch_size, size))) for start in range(0, size, batch_size)]
-        self.batches = batches[rank() :: world_size()] or batches[:1]
+        self.batches = (batches[rank() :: world_size()] or batches[:1]) if shared else batches
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -115,7 +115,7 @@ class _Stepper:
         with autocast(self.device, self.settings.amp_dtype):
             output = self.model(samples)
         loss = output["loss"]
-        if not self.watch.allows(loss, "the loss", position(epoch)):
+        if not self.watch.allows(loss, "the loss", position(epoch, epoch.done + 1)):
             self.sound = False
         epoch.totals.add({k: v for k, v in output.items() if isinstance(v, Tensor) and v.numel() == 1}, self.sound)
         loss = loss / group_size(epoch, self.settings.accumulate)
@@ -129,10 +129,7 @@ class _Stepper:
             self.scaler.unscale_(self.optimizer)
         taken = self._clip(epoch) and self.sound
         if self.scaler is not None:
-            before = self.scaler.get_scale()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            taken = self.scaler.get_scale() >= before
+            taken = self._scaled_step(epoch)
         elif taken:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -140,6 +137,17 @@ class _Stepper:
         if taken:
             self.watch.step_taken()
             call_hook(self.hooks, "after_step")
+        return taken
+
+    def _scaled_step(self, epoch: Epoch) -> bool:
+        """A step under float16: the scaler leaves out a gradient that is not finite and lowers its scale."""
+        before = self.scaler.get_scale()
+        if self.sound:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        taken = self.sound and self.scaler.get_scale() >= before
+        if self.sound and not taken:
+            self.watch.scaler_skipped(position(epoch, epoch.done))
         return taken
 
     def _clip(self, epoch: Epoch) -> bool:
@@ -150,7 +158,7 @@ class _Stepper:
         for group in clip_groups(self.hooks):
             norm = torch.nn.utils.clip_grad_norm_(group, largest)
             if self.scaler is None and self.sound:
-                finite = self.watch.allows(norm, "the gradient norm", position(epoch)) and finite
+                finite = self.watch.allows(norm, "the gradient norm", position(epoch, epoch.done)) and finite
         return finite
 
 

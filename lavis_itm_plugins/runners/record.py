@@ -12,6 +12,7 @@ from typing import Any
 from lavis.common.registry import registry
 from omegaconf import OmegaConf
 
+from lavis_itm_plugins.config.check import resolve_sections
 from lavis_itm_plugins.distributed import from_first_rank, rank, world_size
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.runners.environment import describe_environment
@@ -28,7 +29,7 @@ def resolved_config(config: Any, run: RunConfig) -> dict[str, Any]:
 
     LAVIS's `preprocess` section is left out; it comes back from the default file.
     """
-    whole = OmegaConf.to_container(config, resolve=True)
+    whole = resolve_sections(config)
     again = replace(run, resume_ckpt_path=None, distributed=False, world_size=1, rank=None, gpu=None, dist_backend=None)
     return {"model": whole["model"], "datasets": whole["datasets"], "run": asdict(again)}
 

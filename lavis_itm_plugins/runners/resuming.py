@@ -11,12 +11,14 @@ from torch import Tensor
 from lavis_itm_plugins.checkpoints import read_checkpoint
 from lavis_itm_plugins.distributed import barrier, from_first_rank, rank
 from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.runners.saving import new_average
+from lavis_itm_plugins.runners.saving import new_average, order_of
 from lavis_itm_plugins.runners.state import TrainState, set_random_state
 
 log = logging.getLogger(__name__)
 
-OWN_KEYS = frozenset({"model", "optimizer", "scaler", "average", "random", "data", "items_per_step", "train_state"})
+OWN_KEYS = frozenset(
+    {"model", "optimizer", "scaler", "average", "random", "data", "items_per_step", "order", "train_state"}
+)
 
 
 class Resumer:
@@ -101,6 +103,12 @@ class Resumer:
                 f"checkpoint {path} was written within an epoch of {before} captions a step, and now a step has {now}; "
                 "choose run.batch_size_train so that times the number of processes it is the same"
             )
+        for key, value in order_of(self.runner).items():
+            if state.step and stored["order"][key] != value:
+                raise ItmError(
+                    f"checkpoint {path} was written within an epoch with {key}={stored['order'][key]}, now it is "
+                    f"{value}; set it back, since the captions of this epoch would come in another order"
+                )
 
 
 def load_weights(model: Any, weights: dict[str, Any], path: str, *, strict: bool = True) -> Any:

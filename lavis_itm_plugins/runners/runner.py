@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from lavis_itm_plugins.checkpoints import read_checkpoint
-from lavis_itm_plugins.distributed import barrier, from_first_rank, rank
+from lavis_itm_plugins.distributed import barrier, copy_from_first_rank, from_first_rank, rank
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.matchers.base import starting_weights
 from lavis_itm_plugins.registry import register_runner
 from lavis_itm_plugins.runners.components import RunnerComponents
 from lavis_itm_plugins.runners.loop import Epoch, Totals, call_hook, train_steps
@@ -96,11 +97,18 @@ class ItmRunner(RunnerComponents):
         self.resumer.restore_random()
 
     def _evaluate_only(self) -> dict[str, Any]:
-        results = {split: self.evaluate_split(split) for split in self.splits("test_splits")}
-        if not results:
+        if hasattr(self._model, "evaluated") and not starting_weights(self.config.model_cfg):
+            log.warning("no weights are given, so random ones are scored; set model.finetuned to a checkpoint")
+        if not self.splits("test_splits"):
             raise ItmError(
                 f"run.test_splits {self.settings.test_splits} names no split of the data; choose val or test"
             )
+        if not from_first_rank(self.folder.holds_run()):
+            self.record = RunRecord(self.folder, self.settings, self.resolved_config)
+        results = {split: self.evaluate_split(split) for split in self.splits("test_splits")}
+        if self.record is not None:
+            for split, metrics in results.items():
+                self.record.add({"epoch": 0, "split": split, **metrics})
         return results
 
     def _out_of_patience(self) -> bool:
@@ -160,9 +168,11 @@ class ItmRunner(RunnerComponents):
         """Test the best weights."""
         barrier()
         splits = self.splits("test_splits")
-        if splits and self.folder.best.exists():
+        if splits and from_first_rank(self.folder.best.exists()):
             self.average = None
-            self._model.load_state_dict(read_checkpoint(self.folder.best)["model"])
+            if rank() == 0:
+                self._model.load_state_dict(read_checkpoint(self.folder.best)["model"])
+            copy_from_first_rank(self._model)
         results = {split: self.evaluate_split(split) for split in splits}
         for split, metrics in results.items():
             self._log({"epoch": self.state.best_epoch, "split": split, **metrics})

@@ -35,6 +35,7 @@ class CheckpointKeeper:
             "random": random_states,
             "data": runner.data_fingerprint,
             "items_per_step": runner.train_batches.global_batch,
+            "order": order_of(runner),
         }
 
     def save_last(self) -> None:
@@ -58,11 +59,13 @@ class CheckpointKeeper:
     def after_step(self, epoch: Any, taken: bool) -> None:
         """Average the weights, save when it is due, and stop when a signal asked for it."""
         runner = self.runner
+        before = runner.state.step if runner.state.epoch == epoch.number else 0
         runner.state.epoch, runner.state.step = epoch.number, epoch.done
         if runner.average is not None and taken:
             runner.average.update_parameters(runner._model)
         every = runner.itm.save_every_steps
-        saved = bool(every) and epoch.done % every == 0 and epoch.done < epoch.steps
+        # with accumulation a step may end past the multiple
+        saved = bool(every) and epoch.done // every > before // every and epoch.done < epoch.steps
         if saved:
             self.save_last()
         self.stop_if_asked(saved=saved)
@@ -96,6 +99,12 @@ class CheckpointKeeper:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def order_of(runner: Any) -> dict[str, Any]:
+    """What decides, beside the number of captions in a step, where an epoch stands after so many steps."""
+    run = runner.settings
+    return {"run.seed": run.seed, "run.itm.drop_last": run.itm.drop_last, "run.accum_grad_iters": run.accum_grad_iters}
 
 
 def new_average(model: Any, decay: float) -> AveragedModel:

@@ -37,6 +37,15 @@ class FiniteWatch:
         log.warning("%s: step skipped (%d so far)", said, self.skipped)
         return False
 
+    def scaler_skipped(self, position: str) -> None:
+        """Count a step that the gradient scaler left out: some are normal at the start, a row of them is not."""
+        self.in_a_row += 1
+        if self.in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise ItmError(
+                f"the gradient is not finite at {position}, {self.in_a_row} times in a row; lower run.init_lr, "
+                "set run.itm.amp_dtype=bfloat16, or look for NaN with `lavis-itm data verify`"
+            )
+
     def step_taken(self) -> None:
         """A sound step ends a row of skipped ones."""
         self.in_a_row = 0
@@ -60,6 +69,6 @@ def check_collapse(images: Encoded, action: str) -> None:
     log.warning("%s", said)
 
 
-def position(epoch: Any) -> str:
-    """Where an epoch stands, in words."""
-    return f"epoch {epoch.number + 1}, step {min(epoch.done + 1, epoch.steps)}"
+def position(epoch: Any, step: int) -> str:
+    """Where an epoch stands, in words; `step` counts from 1."""
+    return f"epoch {epoch.number + 1}, step {step}"

@@ -11,7 +11,7 @@ from lavis.common.dist_utils import is_main_process
 from lavis.tasks.retrieval import RetrievalTask
 
 from lavis_itm_plugins.data.joined import check_splits
-from lavis_itm_plugins.evaluation import evaluate_tiles, retrieval_metrics
+from lavis_itm_plugins.evaluation import evaluate_tiles, join_directions, retrieval_metrics
 from lavis_itm_plugins.matchers.encode import captions_of, encode_split
 from lavis_itm_plugins.registry import register_task
 from lavis_itm_plugins.runners.loop import Epoch, LoopSettings, train_steps
@@ -74,8 +74,13 @@ class ItmRetrievalTask(RetrievalTask):
                 folds=settings.coco_1k_folds,
             )
         else:
-            scores, _transposed = matcher.compute_sim_matrix(data_loader, task_cfg=self.cfg)
-            metrics = retrieval_metrics(scores, captions_of(data_loader.dataset)[1])
+            # LAVIS's own networks re-rank each direction by itself, and only the first rank has the whole
+            by_image, by_caption = matcher.compute_sim_matrix(data_loader, task_cfg=self.cfg)
+            if is_main_process():
+                caption_image = captions_of(data_loader.dataset)[1]
+                metrics = join_directions(
+                    retrieval_metrics(by_image, caption_image), retrieval_metrics(by_caption.T, caption_image)
+                )
         if not is_main_process():
             return None
         log.info(

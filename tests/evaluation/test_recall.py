@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.evaluation import RecallCounter, evaluate_tiles, retrieval_metrics, score_tiles
+from lavis_itm_plugins.evaluation import RecallCounter, coco_1k_folds, evaluate_tiles, retrieval_metrics, score_tiles
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_triplet.npz"
 KEYS = [
@@ -187,6 +187,18 @@ def _rows_times(rows: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
 def test_bad_input_is_named(scores, caption_image, message) -> None:
     with pytest.raises(ItmError, match=message):
         retrieval_metrics(scores, caption_image)
+
+
+def test_one_image_id_per_caption_is_checked_by_every_entry() -> None:
+    for rank in (retrieval_metrics, coco_1k_folds):
+        with pytest.raises(ItmError, match="caption_image has 5 entries for 6 captions"):
+            rank(np.zeros((5, 6)), range(5))
+    with pytest.raises(ItmError, match="caption_image has 2 entries for 3 captions"):
+        evaluate_tiles(np.zeros((2, 1)), np.zeros((3, 1)), lambda a, b: a @ b.T, [0, 1])
+
+
+def test_large_integers_are_compared_exactly() -> None:
+    assert retrieval_metrics(2**24 + np.eye(2, dtype=np.int64), [0, 1])["rsum"] == 600
 
 
 def test_counter_refuses_tiles_out_of_order_missing_or_twice() -> None:

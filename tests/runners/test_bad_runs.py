@@ -151,6 +151,8 @@ class TestReading:
         project.folder.joinpath("checkpoint_last.pth").unlink()
         said = refused(*resume, "run.batch_size_train=8")
         assert "was written within an epoch of 16 captions a step, and now a step has 8; choose run.batch_" in said
+        said = refused(*resume, "run.seed=8")
+        assert "was written within an epoch with run.seed=3, now it is 8; set it back" in said
 
     def test_weights_of_another_size_or_vocabulary(self, refused, train, project):
         from lavis_itm_plugins.encoders.vocabulary import Vocabulary

@@ -78,3 +78,8 @@ def test_no_rank_gets_an_empty_batch(ranks):
     several = ranks(2, lambda: train_batches(11 // 2 + 6))
     assert [[len(batch) for batch in batches] for batches in several] == [[11], [11]]
     assert ranks(3, lambda: list(loaders.EvalBatches(5, 3))) == [[[0, 1, 2]], [[3, 4]], [[0, 1, 2]]]
+
+
+def test_networks_that_expect_every_image_get_them_on_every_rank(ranks):
+    everything = [[0, 1, 2], [3, 4]]
+    assert ranks(2, lambda: list(loaders.EvalBatches(5, 3, shared=False))) == [everything, everything]

@@ -12,6 +12,7 @@ from lavis_itm_plugins.checkpoints import read_checkpoint
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.runners.loop import Epoch, set_rate
 from lavis_itm_plugins.runners.schedulers import CosineSchedule, StepSchedule
+from lavis_itm_plugins.runners.watch import FiniteWatch
 
 
 def test_accumulated_gradients_are_those_of_the_joined_batch():
@@ -64,6 +65,30 @@ def test_a_step_that_the_scaler_skips_calls_no_hook():
     assert seen == [False, True, True] and model.hooks == 2
     # unscaled before the step: two steps of slope 1
     assert model.weight.item() == pytest.approx(-1.0)
+
+
+class FloatScaler(FakeScaler):
+    """A gradient scaler that looks at the gradients, as torch's does."""
+
+    def unscale_(self, optimizer):
+        super().unscale_(optimizer)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.overflow = not all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+
+def test_a_bad_loss_moves_nothing_under_a_scaler_either():
+    model = Stub()
+    bad = torch.full((1,), torch.inf)
+    with pytest.raises(ItmError, match="20 skipped steps in a row"):
+        steps(model, [bad] * 30, scaler=FloatScaler(), watch=FiniteWatch("skip"))
+    assert model.weight.item() == 1 and model.hooks == 0
+
+
+def test_a_gradient_that_is_never_finite_stops_a_scaled_run():
+    model = Stub()
+    with pytest.raises(ItmError, match="the gradient is not finite at epoch 1, step 20, 20 times in a row"):
+        steps(model, [-torch.ones(1)] * 30, scaler=FloatScaler())
+    assert model.weight.item() == 1
 
 
 @pytest.mark.parametrize("name", ["linear_warmup_cosine_lr", "linear_warmup_step_lr", "itm_cosine_lr", "itm_step_lr"])
