@@ -122,16 +122,20 @@ def _convert_plain(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return _finite(value, where)
-    if hint is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as text.
-        try:
-            return _finite(float(value), where)
-        except ValueError:
-            pass
+    if hint is float and (number := _number_in(value)) is not None:
+        return _finite(number, where)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     words = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
     raise ItmError(f"{where}: expected {words.get(hint, hint.__name__)}, got {value!r}")
+
+
+def _number_in(text: Any) -> float | None:
+    """The number that a text holds, None when it holds none: YAML 1.1 reads 1e-3 as text."""
+    try:
+        return float(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def _finite(value: float, where: str) -> float:

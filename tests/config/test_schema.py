@@ -99,7 +99,7 @@ def test_keys_of_lavis_are_skipped_only_where_named():
         ({"rate": "fast"}, "a.yaml: data.rate: expected a number, got 'fast'"),
         ({"rate": float("nan")}, "a.yaml: data.rate: expected a finite number, got nan"),
         ({"rate": 10**400}, f"a.yaml: data.rate: expected a finite number, got {10**400}"),
-        ({"rate": "1e999"}, "a.yaml: data.rate: expected a number, got '1e999'"),
+        ({"rate": "1e999"}, "a.yaml: data.rate: expected a finite number, got inf"),
         ({"fast": 1}, "a.yaml: data.fast: expected true or false, got 1"),
         ({"fast": "yes"}, "a.yaml: data.fast: expected true or false, got 'yes'"),
         ({"root": 5}, "a.yaml: data.root: expected text, got 5"),
@@ -134,7 +134,9 @@ def test_a_value_out_of_range(keys, expected):
 
 @pytest.mark.parametrize("keys", [{"count": 1}, {"count": 9}, {"limit": 0}, {"inner": {"margin": 0.999}}])
 def test_the_ends_of_a_range(keys):
-    outer(**keys)
+    [(name, value)] = keys.items()
+    read = getattr(outer(**keys), name)
+    assert (read.margin if name == "inner" else read) == (value["margin"] if name == "inner" else value)
 
 
 def test_an_unknown_key_names_the_nearest():
