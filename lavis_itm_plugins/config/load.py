@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from lavis_itm_plugins.config.check import check_sections
 from lavis_itm_plugins.config.names import check_names
+from lavis_itm_plugins.config.source import merged
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.registration import register_all
 
@@ -61,18 +62,12 @@ def _read(path: Path, options: Sequence[str]) -> DictConfig:
         if not isinstance(project, DictConfig):
             raise ItmError(f"{path}: expected the sections model, datasets and run")
         given = OmegaConf.from_dotlist(list(options))
-        merged = OmegaConf.create(_merge(OmegaConf.to_container(project), OmegaConf.to_container(given)))
+        project = OmegaConf.create(merged(OmegaConf.to_container(project), OmegaConf.to_container(given)))
         # `${...}` and `???` are settled here, where an error can still name the file
-        return OmegaConf.create(OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
+        return OmegaConf.create(OmegaConf.to_container(project, resolve=True, throw_on_missing=True))
     except ItmError:
         raise
     # OmegaConf answers a file that is no mapping with OSError, and odd merges with TypeError
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
         raise ItmError(f"{path}: {' '.join(str(error).split())}") from error
 
-
-def _merge(below: Any, above: Any) -> Any:
-    """`above` wins, key by key; OmegaConf would refuse a value in place of a section, which the classes can explain."""
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return {**below, **{key: _merge(below.get(key), value) for key, value in above.items()}}

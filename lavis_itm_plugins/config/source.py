@@ -27,3 +27,14 @@ def run_setting(name: str, default: Any = None) -> Any:
     """A key of the run section, or `default` outside a run."""
     configuration = active_configuration()
     return default if configuration is None else configuration.run_cfg.get(name, default)
+
+
+def merged(below: Any, above: Any) -> Any:
+    """`above` over `below`, key by key; OmegaConf would refuse a value in place of a section, which `parse` explains.
+
+    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    {'a': {'b': 1, 'c': 3}}
+    """
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {**below, **{key: merged(below.get(key), value) for key, value in above.items()}}

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from lavis_itm_plugins.checkpoints import read_checkpoint
 from lavis_itm_plugins.config.schema import parse
 from lavis_itm_plugins.config.source import where
-from lavis_itm_plugins.distributed import gather_encoded, gather_rows
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.encoders.vocabulary import Vocabulary
 from lavis_itm_plugins.errors import ItmError, unknown_name
 from lavis_itm_plugins.evaluation import score_tiles
 from lavis_itm_plugins.matchers.encode import encode_split
-from lavis_itm_plugins.methods.base import Trainable, batch_image_ids, same_image
+from lavis_itm_plugins.methods.base import EncodedBatch, Trainable, encode_batch
 from lavis_itm_plugins.resources import config_file
 
 log = logging.getLogger(__name__)
@@ -75,11 +74,12 @@ class Matcher(Trainable):
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The base loss over the batch of all ranks, same-image captions never negatives."""
         self._check_built()
-        images = gather_encoded(self.encode_images(batch))
-        captions = gather_encoded(self.encode_captions(batch["text_input"]))
-        positives = same_image(gather_rows(batch_image_ids(batch, self.device)))
-        scores = self.score(images, captions)
-        return {"loss_base": self.config.base_loss(scores, positives, epoch=int(batch.get("epoch", 0)))}
+        encoded = encode_batch(self, batch)
+        return self.matching_losses(batch, encoded, self.score(encoded.images, encoded.captions))
+
+    def matching_losses(self, batch: Mapping[str, Any], encoded: EncodedBatch, scores: Tensor) -> dict[str, Tensor]:
+        """What plain training adds up, of scores (B, B) that a method has already."""
+        return {"loss_base": self.config.base_loss(scores, encoded.positives, epoch=int(batch.get("epoch", 0)))}
 
     @torch.no_grad()
     def compute_sim_matrix(self, data_loader: Any, task_cfg: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +108,9 @@ class Matcher(Trainable):
         raise NotImplementedError("abstract")
 
     @classmethod
-    def parse_config(cls, cfg: Any) -> Any:
-        """The section as `config_class`, checked."""
-        return parse(cls.config_class, cfg, where("model"), ignore=LAVIS_KEYS)
+    def parse_config(cls, cfg: Any, section: str = "model") -> Any:
+        """The section as `config_class`, checked; `section` is its name in errors."""
+        return parse(cls.config_class, cfg, where(section), ignore=LAVIS_KEYS)
 
     @classmethod
     def from_pretrained(cls, model_type: str) -> Matcher:
@@ -132,14 +132,7 @@ class Matcher(Trainable):
         state = matcher_state(read_checkpoint(url_or_filename), str(url_or_filename))
         if self.config is None:
             self._build_as_described(state, str(url_or_filename))
-        try:
-            message = self.load_state_dict(state, strict=True)
-        except ItmError as error:
-            raise ItmError(f"{url_or_filename}: {error}") from None
-        except RuntimeError as error:
-            raise ItmError(f"{url_or_filename} does not fit this model: {_first_problem(error)}") from None
-        log.info("loaded weights from %s", url_or_filename)
-        return message
+        return load_strictly(self, state, str(url_or_filename))
 
     def get_extra_state(self) -> dict[str, Any]:
         """What the checkpoint says of the network: plain types only, so that it loads with `weights_only`."""
@@ -195,14 +188,26 @@ def starting_weights(cfg: Any) -> str | None:
 def matcher_state(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The matcher's part of a checkpoint: of one trained plainly, or of a method's (its `matcher.` entries)."""
     state = checkpoint.get("model", checkpoint)
-    if DESCRIPTION in state:
-        return dict(state)
     for prefix in ("matcher.", "module."):
         if f"{prefix}{DESCRIPTION}" in state:
             return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if DESCRIPTION in state:
+        return dict(state)
     if not any(isinstance(value, Tensor) for value in state.values()):
         raise ItmError(f"{source} holds no weights; give a checkpoint of this plugin")
     return dict(state)
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Any], source: str) -> Any:
+    """Load every entry; raises ItmError that names the file and the first entry that does not fit."""
+    try:
+        message = model.load_state_dict(state, strict=True)
+    except ItmError as error:
+        raise ItmError(f"{source}: {error}") from None
+    except RuntimeError as error:
+        raise ItmError(f"{source} does not fit this model: {_first_problem(error)}") from None
+    log.info("loaded weights from %s", source)
+    return message
 
 
 def _first_problem(error: RuntimeError) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from lavis.models.base_model import BaseModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from lavis_itm_plugins.distributed import gather_encoded, gather_rows
+from lavis_itm_plugins.encoders.encoded import Encoded
 
 
 class Trainable(BaseModel):
@@ -54,14 +58,16 @@ class Trainable(BaseModel):
         """Put what a person needs beside the checkpoint, such as the vocabulary, into the run folder."""
 
 
-def parameter_groups(model: nn.Module, lr_scales: Mapping[str, float]) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, lr_scales: Mapping[str, float], *, leave_out: Collection[int] = ()
+) -> list[dict[str, Any]]:
     """Trainable parameters by learning-rate factor and weight decay; vectors and biases are not decayed.
 
-    `lr_scales` gives factors by prefix of the parameter's name.
+    `lr_scales` gives factors by prefix of the parameter's name, `leave_out` the `id` of parameters in other groups.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in leave_out:
             scale = next((value for prefix, value in lr_scales.items() if name.startswith(prefix)), 1.0)
             groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
     return [{"params": params, "lr_scale": scale, "decay": decay} for (scale, decay), params in groups.items()]
@@ -81,3 +87,21 @@ def same_image(image_ids: Tensor) -> Tensor:
 def batch_image_ids(batch: Mapping[str, Any], device: torch.device) -> Tensor:
     """Image ids (B,) int64 of a batch, whatever collater made it."""
     return torch.as_tensor(batch["image_id"], device=device).view(-1)
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """The batch of all ranks, encoded; `positives` (B, B) is None when every other item shall count as a negative."""
+
+    images: Encoded
+    captions: Encoded
+    image_ids: Tensor
+    positives: Tensor | None
+
+
+def encode_batch(matcher: Any, batch: Mapping[str, Any]) -> EncodedBatch:
+    """Encode this rank's part with a matcher and gather the others'."""
+    images = gather_encoded(matcher.encode_images(batch))
+    captions = gather_encoded(matcher.encode_captions(batch["text_input"]))
+    image_ids = gather_rows(batch_image_ids(batch, matcher.device))
+    return EncodedBatch(images, captions, image_ids, same_image(image_ids))
