@@ -1,4 +1,4 @@
-"""Captions to vectors: a GRU over word ids, or a BERT."""
+"""Captions to vectors: a GRU over word ids, a BERT, or the bare words."""
 
 from __future__ import annotations
 
@@ -23,42 +23,68 @@ VOCABULARY_VARIABLE = "LAVIS_ITM_BERT_VOCAB"
 class TextConfig:
     """`model.text`: which text encoder, and its sizes."""
 
-    kind: str = setting("gru", choices=("gru", "bert"))
-    word_dim: int = setting(300, low=1, help="size of the word embeddings (gru)")
+    kind: str = setting("gru", choices=("gru", "bert", "words"), help="words: no order, a few seconds an epoch")
+    word_dim: int = setting(300, low=1, help="size of the word embeddings (gru, words)")
     hidden: int = setting(512, low=1, help="GRU units in each direction")
     merge: str = setting("concat", choices=("concat", "mean"), help="how the two directions are joined")
     pooling: str = setting("max", choices=POOLINGS)
-    dropout: float = setting(0.0, low=0, below=1, help="on word embeddings (gru) or last states (bert)")
+    dropout: float = setting(0.0, low=0, below=1, help="on word embeddings (gru, words) or last states (bert)")
     output_dropout: float = setting(0.0, low=0, below=1, help="on the pooled vector")
     max_words: int = setting(64, low=1, help="longer captions are cut")
     bert: str = setting("bert-base-uncased", help="folder or hub name (bert)")
-    lr_scale: float = setting(1.0, low=0, help="learning-rate factor of the GRU or BERT; 0.1 for a pretrained BERT")
+    lr_scale: float = setting(1.0, low=0, help="factor for everything below the pooling; 0.1 for a pretrained BERT")
 
 
-class GRUTextEncoder(nn.Module):
-    """Word embeddings and a bidirectional GRU, (faithful pieces: Faghri et al., VSE++; Lee et al., SCAN).
-
-    `forward(captions)` gives word states (n, T, width) and their mask (n, T).
-    """
+class _WordEmbeddings(nn.Module):
+    """What encoders over a vocabulary share; `forward(captions)` gives states (n, T, width) and their mask (n, T)."""
 
     def __init__(self, config: TextConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
         self.embed = nn.Embedding(len(vocabulary), config.word_dim, padding_idx=None)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
-        self.rnn = nn.GRU(config.word_dim, config.hidden, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(config.dropout)
+
+    def ids(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Word ids (n, T) and their mask on the device, and lengths (n,) on the CPU."""
+        ids, lengths = self.vocabulary.batch(captions, max_words=self.config.max_words)
+        mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
+        return ids.to(self.embed.weight.device), mask.to(self.embed.weight.device), lengths
+
+
+class WordTextEncoder(_WordEmbeddings):
+    """Word embeddings alone: pooled, a bag of words. The cheapest encoder, and a hard one to beat on little data."""
+
+    def __init__(self, config: TextConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config, vocabulary)
+        self.width = config.word_dim
+
+    def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings of the real words; padding is 0 and masked."""
+        ids, mask, _ = self.ids(captions)
+        words = self.dropout(self.embed(ids[mask]))
+        states = words.new_zeros((ids.numel(), self.width))
+        # half of a batch is padding: dropout only over what is real, put in place by an index with a cheap backward
+        states = states.index_copy(0, mask.flatten().nonzero()[:, 0], words)
+        return states.view(*ids.shape, self.width), mask
+
+
+class GRUTextEncoder(_WordEmbeddings):
+    """Word embeddings and a bidirectional GRU, (faithful pieces: Faghri et al., VSE++; Lee et al., SCAN)."""
+
+    def __init__(self, config: TextConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config, vocabulary)
+        self.rnn = nn.GRU(config.word_dim, config.hidden, batch_first=True, bidirectional=True)
         self.width = config.hidden * (2 if config.merge == "concat" else 1)
 
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States of the real words; padding is 0 and masked."""
-        ids, lengths = self.vocabulary.batch(captions, max_words=self.config.max_words)
-        words = self.dropout(self.embed(ids.to(self.embed.weight.device)))
+        ids, mask, lengths = self.ids(captions)
+        words = self.dropout(self.embed(ids))
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
         if self.config.merge == "mean":
             states = torch.stack(states.chunk(2, dim=-1)).mean(dim=0)
-        mask = torch.arange(states.shape[1], device=states.device)[None] < lengths.to(states.device)[:, None]
         return states, mask
 
 
@@ -164,12 +190,12 @@ class CaptionEncoder(nn.Module):
 
     def __init__(self, config: TextConfig, embed_dim: int, vocabulary: Vocabulary | None) -> None:
         super().__init__()
-        if config.kind == "gru":
-            if vocabulary is None:
-                raise ItmError("a GRU text encoder needs a vocabulary; set model.vocab_path or name a data set")
-            self.words: nn.Module = GRUTextEncoder(config, vocabulary)
+        if config.kind == "bert":
+            self.words: nn.Module = BertTextEncoder(config)
+        elif vocabulary is None:
+            raise ItmError("a text encoder over words needs a vocabulary; set model.vocab_path or name a data set")
         else:
-            self.words = BertTextEncoder(config)
+            self.words = (GRUTextEncoder if config.kind == "gru" else WordTextEncoder)(config, vocabulary)
         self.pooling = Pooling(config.pooling)
         self.dropout = nn.Dropout(config.output_dropout)
         same = self.words.width == embed_dim

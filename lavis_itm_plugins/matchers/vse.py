@@ -44,7 +44,7 @@ class VseConfig:
 
 @register_model("itm_vse")
 class VseMatcher(Matcher):
-    """Region features or pixels against captions through a bi-GRU or a BERT.
+    """Region features or pixels against captions through a bi-GRU, a BERT, or a bag of words.
 
     Built by `from_config`; `load_model("itm_vse", "regions_gru", checkpoint=...)` loads a trained one.
     """
@@ -54,6 +54,7 @@ class VseMatcher(Matcher):
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {
         "regions_gru": "models/itm_vse_regions_gru.yaml",
         "regions_bert": "models/itm_vse_regions_bert.yaml",
+        "regions_words": "models/itm_vse_regions_words.yaml",
         "pixels_gru": "models/itm_vse_pixels_gru.yaml",
     }
 
@@ -69,7 +70,7 @@ class VseMatcher(Matcher):
         weights = starting_weights(cfg)
         stored = matcher_state(read_checkpoint(weights), weights).get(DESCRIPTION) if weights else None
         vocabulary = None
-        if config.text.kind == "gru":
+        if config.text.kind != "bert":
             vocabulary = _vocabulary(config, stored)
         if config.image.kind == "regions" and config.image.dim is None:
             dim = stored["config"]["image"]["dim"] if stored else feature_size()

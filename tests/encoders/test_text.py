@@ -1,4 +1,4 @@
-"""Captions to vectors through a bi-GRU, and through a BERT that the test makes itself; no hub is asked."""
+"""Captions to vectors: bi-GRU, bag of words, and a BERT that the test makes itself; no hub is asked."""
 
 from __future__ import annotations
 
@@ -96,6 +96,22 @@ def test_widths_that_differ_are_projected():
 def test_a_gru_needs_a_vocabulary():
     with pytest.raises(ItmError, match=r"needs a vocabulary; set model.vocab_path or name a data set"):
         CaptionEncoder(TextConfig(), 8, None)
+
+
+@settings(deadline=None, max_examples=20)
+@given(captions=st.lists(CAPTIONS, min_size=1, max_size=5), pooling=st.sampled_from(("mean", "max", "mean_max")))
+def test_a_bag_of_words_knows_no_order_and_no_padding(captions, pooling):
+    model = encoder(kind="words", pooling=pooling, embed_dim=6)
+    together = model(captions)
+    turned = [" ".join(caption.split()[::-1]) for caption in captions]
+    torch.testing.assert_close(model(turned), together)
+    torch.testing.assert_close(model(captions[:1]), together[:1])
+
+
+def test_a_bag_of_words_is_the_mean_of_its_embeddings():
+    model = encoder(kind="words", pooling="mean", embed_dim=6)
+    rows = model.words.embed.weight[VOCABULARY.encode("a red dog")]
+    torch.testing.assert_close(model(["a red dog"]), rows.mean(dim=0, keepdim=True))
 
 
 class Ids:
