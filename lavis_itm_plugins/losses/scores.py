@@ -58,6 +58,23 @@ def check_scores(scores: Tensor, name: str = "scores") -> None:
         raise ItmError(f"{name} is {scores.dtype}; give a floating-point tensor")
 
 
+def check_pair(target: Tensor, anchor: Tensor) -> None:
+    """Raise ItmError unless both are scores of the same pairs, and the anchor's are finite.
+
+    >>> check_pair(torch.zeros(2, 2), torch.zeros(3, 3))
+    Traceback (most recent call last):
+    ...
+    lavis_itm_plugins.errors.ItmError: anchor has shape (3, 3), target (2, 2); score the same pairs
+    """
+    check_scores(target, "target")
+    check_scores(anchor, "anchor")
+    if target.shape != anchor.shape:
+        raise ItmError(f"anchor has shape {tuple(anchor.shape)}, target {tuple(target.shape)}; score the same pairs")
+    if target.device != anchor.device:
+        raise ItmError(f"anchor is on {anchor.device}; target is on {target.device}")
+    check_finite(anchor, "anchor")
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise ItmError, with the nearest name, unless ``value`` is one of ``choices``.
 

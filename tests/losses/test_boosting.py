@@ -7,6 +7,7 @@ archive where it is present.
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import boosting_loss, contrastive_boosting_loss, infonce_loss, triplet_loss
+from lavis_itm_plugins.losses.boosting import attainable_margin, boosting_statistics
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_boosting.npz"
 FORMS = ("relative", "absolute")
@@ -126,6 +128,35 @@ def test_golden_full_objective(golden: Golden, name: str, scenario: str, alpha: 
     torch.testing.assert_close(gradient, expected_gradient, **TOLERANCE[torch.float32], check_dtype=False)
 
 
+@pytest.mark.parametrize("alpha", ["1", "0.5"])
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_golden_peers(golden: Golden, name: str, alpha: str) -> None:
+    """Three branches: each adds the mean boost over the earlier ones, which get nothing of it."""
+    branches = [pair(golden, "real", 8)[1], pair(golden, "real", 8)[0], pair(golden, "equal", 8)[0]]
+    for number, own in enumerate(branches):
+
+        def objective(target: torch.Tensor, earlier: list[torch.Tensor]) -> torch.Tensor:
+            boosts = [boosting_loss(target, anchor, form=OFFICIAL[name]) for anchor in earlier]
+            return triplet_loss(target) + float(alpha) * sum(boosts) / max(len(boosts), 1)
+
+        loss, gradient = value_and_gradient(own, branches[:number], objective)
+        key = f"total/OSS/{name}/a{alpha}/branch{number}"
+        expected, expected_gradient = (torch.from_numpy(golden[f"{key}/{x}"]) for x in ("loss", "grad_own"))
+        torch.testing.assert_close(loss, expected.reshape(()), **TOLERANCE[torch.float64])
+        torch.testing.assert_close(gradient, expected_gradient, **TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize(("schedule", "official"), [("linear", "linear"), ("tanh", "sigmoid")])
+@pytest.mark.parametrize("tag", ["m0.1_e1", "m0.2_e2"])
+def test_golden_margin_schedules(golden: Golden, schedule: str, official: str, tag: str) -> None:
+    """ "sup" asks an anchor's score or gap to rise towards its ceiling e, "inf" to fall towards the floor -e."""
+    reference = torch.from_numpy(golden["softmargin/ref"])
+    margin, end = (float(part[1:]) for part in tag.split("_"))
+    for side, room in (("sup", end - reference), ("inf", end + reference)):
+        expected = torch.from_numpy(golden[f"softmargin/{official}/{side}/{tag}"])
+        torch.testing.assert_close(attainable_margin(margin, room, schedule), expected, rtol=1e-12, atol=1e-12)
+
+
 CELLS = {"off": (1, 2), "diag": (3, 3)}
 VALUES = {"nan": torch.nan, "inf": torch.inf, "pinf": torch.inf, "ninf": -torch.inf}
 
@@ -181,19 +212,36 @@ def test_contrastive_half_precision_is_computed_in_float32(dtype: torch.dtype) -
     assert torch.equal(loss, expected[0]) and torch.equal(gradient, expected[1].to(dtype))
 
 
-def naive(target, anchor, *, form, margin, beta, gamma, negatives, positives, reduction):
+def scheduled(margin: float, room: float, schedule: str) -> float:
+    if schedule == "none" or margin == 0:
+        return margin
+    return min(margin, room) if schedule == "linear" else margin * math.tanh(room / margin)
+
+
+def naive(target, anchor, *, form, margin, beta, gamma, negatives, positives, reduction, margin_schedule="none"):
     """One query at a time, from the definition; an autograd-free double loop."""
-    gain, size = target - anchor, len(target)
-    wide, directions = beta * margin, ((gain, positives), (gain.T, positives.T))
+    size, wide = len(target), beta * margin
     combine = {"hardest": max, "all": sum}[negatives]
-    costs, rises = [], [max(gamma * wide - gain[q][q], 0.0) for q in range(size)]
-    for matrix, match in directions:
+    rises = []
+    for q in range(size):
+        room = scheduled(gamma * wide, 1 - anchor[q][q], margin_schedule)
+        rises.append(max(room - (target - anchor)[q][q], 0.0))
+    costs = []
+    for t, a, match in ((target, anchor, positives), (target.T, anchor.T, positives.T)):
         for_each = []
         for q in range(size):
-            others = [matrix[q][n] for n in range(size) if n != q and not match[q][n]]
-            base = wide - gain[q][q] if form == "relative" else (1 - gamma) * wide
-            if others:
-                for_each.append(combine([max(base + other, 0.0) for other in others]))
+            hinges = []
+            for n in range(size):
+                if n == q or match[q][n]:
+                    continue
+                if form == "relative":
+                    wanted = scheduled(wide, 2 - (a[q][q] - a[q][n]), margin_schedule)
+                    hinges.append(max(wanted + (a[q][q] - a[q][n]) - (t[q][q] - t[q][n]), 0.0))
+                else:
+                    wanted = scheduled((1 - gamma) * wide, 1 + a[q][n], margin_schedule)
+                    hinges.append(max(wanted + t[q][n] - a[q][n], 0.0))
+            if hinges:
+                for_each.append(combine(hinges))
         costs.append(for_each)
     if reduction == "sum":
         return sum(map(sum, costs)) + (2 * sum(rises) if form == "absolute" else 0.0)
@@ -220,10 +268,11 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     gamma=st.sampled_from([0.0, 0.3, 1.0]),
     negatives=st.sampled_from(NEGATIVES),
     reduction=st.sampled_from(["sum", "mean"]),
+    schedule=st.sampled_from(["none", "linear", "tanh"]),
 )
-def test_equals_the_double_loop(batch, form, margin, beta, gamma, negatives, reduction) -> None:
+def test_equals_the_double_loop(batch, form, margin, beta, gamma, negatives, reduction, schedule) -> None:
     target, anchor, positives = batch
-    options = {"form": form, "margin": margin, "beta": beta, "gamma": gamma}
+    options = {"form": form, "margin": margin, "beta": beta, "gamma": gamma, "margin_schedule": schedule}
     options |= {"negatives": negatives, "reduction": reduction}
     before = target.clone(), anchor.clone(), positives.clone()
     loss = boosting_loss(target, anchor, positives=positives, **options)
@@ -302,12 +351,13 @@ def test_anchor_gets_no_gradient(loss_function) -> None:
     assert not loss_function(target, anchor).requires_grad
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("schedule", ["none", "linear", "tanh"])
 @pytest.mark.parametrize("negatives", NEGATIVES)
 @pytest.mark.parametrize("form", FORMS)
-def test_gradcheck(form: str, negatives: str, reduction: str) -> None:
+def test_gradcheck(form: str, negatives: str, schedule: str) -> None:
     target, anchor = random_pair(5)
-    options = {"form": form, "negatives": negatives, "reduction": reduction, "positives": same_image([0, 1, 0, 2, 3])}
+    options = {"form": form, "negatives": negatives, "margin_schedule": schedule}
+    options |= {"positives": same_image([0, 1, 0, 2, 3]), "reduction": "mean" if schedule == "none" else "sum"}
     assert torch.autograd.gradcheck(lambda t: boosting_loss(t, anchor, **options), (target.requires_grad_(),))
 
 
@@ -352,6 +402,40 @@ def test_non_finite_target_is_never_hidden(value: float, cell: tuple[int, int]) 
         assert not contrastive_boosting_loss(target, anchor, positives=positives).isfinite()
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_margin_schedule_asks_for_no_more_than_can_be_had(form: str) -> None:
+    perfect = 2 * torch.eye(3, dtype=torch.float64) - 1
+    assert boosting_loss(perfect, perfect, form=form).item() == pytest.approx(2 * 3 * 0.2)
+    for schedule in ("linear", "tanh"):
+        assert boosting_loss(perfect, perfect, form=form, margin_schedule=schedule) == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(batch=batches(), form=st.sampled_from(FORMS), gamma=st.sampled_from([0.0, 0.3, 1.0]))
+def test_statistics_are_those_of_a_loop(batch, form, gamma) -> None:
+    target, anchor, positives = batch
+    size, gain = len(target), target - anchor
+    if not size:
+        return
+    told = boosting_statistics(target, anchor, form=form, margin=0.25, gamma=gamma, positives=positives)
+    mined, active = [], []
+    for matrix in (gain, gain.T):
+        for q in range(size):
+            others = [matrix[q, n].item() for n in range(size) if n != q and not positives[q, n]]
+            mined += [max(others)] if others else []
+            offset = -gain[q, q].item() + 0.25 if form == "relative" else (1 - gamma) * 0.25
+            active += [max(others) + offset > 0] if others else []
+    if form == "absolute":
+        active += [gamma * 0.25 - gain[q, q].item() > 0 for q in range(size)]
+    expected = {
+        "positive_gain": gain.diagonal().mean().item(),
+        "negative_gain": sum(mined) / max(len(mined), 1),
+        "active_hinges": sum(active) / max(len(active), 1),
+        "masked_negatives": positives.sum().item() - size,
+    }
+    assert {name: value.item() for name, value in told.items()} == pytest.approx(expected, abs=1e-12)
+
+
 def test_layout_of_the_input_does_not_matter() -> None:
     target, anchor = torch.randn(4, 8)[:, ::2], torch.randn(4, 4).T
     for form in FORMS:
@@ -386,6 +470,7 @@ def test_bad_scores_are_named(target, anchor, message) -> None:
     [
         (boosting_loss, {"form": "relativ"}, 'unknown form "relativ"; did you mean relative'),
         (boosting_loss, {"negatives": "soft"}, 'unknown negatives "soft"'),
+        (boosting_loss, {"margin_schedule": "smooth"}, 'unknown margin_schedule "smooth"'),
         (boosting_loss, {"reduction": "average"}, 'unknown reduction "average"'),
         (boosting_loss, {"margin": -0.1}, "margin is -0.1; give a number of at least 0"),
         (boosting_loss, {"beta": -1.0}, "beta is -1.0; give a number of at least 0"),
