@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses.hinges import REDUCTIONS
+from lavis_itm_plugins.losses.offline import offline_hinges, stacked_offline
 from lavis_itm_plugins.losses.scores import (
     check_choice,
     check_number,
-    check_scores,
     float32_island,
     surface_non_finite,
     valid_negatives,
@@ -52,7 +53,7 @@ def quintuplet_loss(
         partner_pairs: (B,), s(I4, T4).
         online_margin: at least 0, in the units of the scores.
         offline_margin: at least 0, in the units of the scores.
-        alpha: above 0; the smaller, the more the weights vary.
+        alpha: above 0; the smaller, the more the weights vary; with infinity every weight is beta.
         beta: at least 0, the weight where online and offline negatives are equally hard.
         positives: bool (B, B), True where image ids match: such cells are never online negatives; the diagonal never
             is. A query without a valid one has no online term.
@@ -75,50 +76,71 @@ def quintuplet_loss(
     >>> quintuplet_loss(scores, **offline, offline_margin=0.2)                        # all eight offline hinges at 0.1
     tensor(1.6000)
     """
-    names = ("offline_captions", "offline_images", "offline_pairs", "partner_pairs")
-    rows = (offline_captions, offline_images, offline_pairs, partner_pairs)
-    check_scores(scores)
-    for name, row in zip(names, rows, strict=True):
-        _check_vector(name, row, scores)
-    if pair_mask is not None:
-        _check_vector("pair_mask", pair_mask, scores, mask=True)
+    offline = stacked_offline(scores, offline_captions, offline_images, offline_pairs, partner_pairs, pair_mask)
     _check_options(online_margin, offline_margin, alpha, beta, weight_min, reduction)
     valid = valid_negatives(scores, positives)
-    offline = torch.stack(rows)
     if not len(scores):
         return scores.sum() + offline.sum()
     own = scores.diagonal()
-    online, known = _hardest_scores(scores, valid)
+    online, known = hardest_scores(scores, valid)
     weights = beta - (offline[:2] - online) / alpha
     if detach_weights:
         weights = weights.detach()
     if weight_min is not None:
         weights = weights.clamp(min=weight_min)
     online_terms = (weights * (online_margin + online - own).clamp(min=0)).masked_fill(~known, 0)
-    offline_terms = (offline_margin + offline - own).clamp(min=0)
-    if pair_mask is not None:
-        offline_terms = torch.cat([offline_terms[:2], offline_terms[2:].masked_fill(~pair_mask, 0)])
-    loss = online_terms.sum() + offline_terms.sum()
+    loss = online_terms.sum() + offline_hinges(own, offline, offline_margin, pair_mask).sum()
     return surface_non_finite(loss if reduction == "sum" else loss / len(scores), scores, offline)
 
 
-def _hardest_scores(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    # Both (2, B), captions of each image, then images of each caption: highest score (0 without any), any at all.
+@torch.no_grad()
+def quintuplet_statistics(
+    scores: Tensor,
+    *,
+    offline_captions: Tensor,
+    offline_images: Tensor,
+    offline_pairs: Tensor,
+    partner_pairs: Tensor,
+    online_margin: float = 0.2,
+    offline_margin: float = 0.0,
+    alpha: float = 0.3,
+    beta: float = 1.5,
+    positives: Tensor | None = None,
+    pair_mask: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """What is worth watching in ``quintuplet_loss`` of the same arguments, as 0-d tensors without gradients.
+
+    ``offline_over_online``: mean of o - n, how much harder mined negatives are; ``offline_above``: share of o that beat
+    their positive pair; ``weight`` and ``weight_negative``: mean weight, share below 0; ``active_online``,
+    ``active_offline``, ``active_pairs``: shares of hinges above 0.
+
+    >>> mined = torch.tensor([0.8, 0.6])
+    >>> offline = {"offline_captions": mined, "offline_images": mined, "offline_pairs": mined, "partner_pairs": mined}
+    >>> quintuplet_statistics(torch.tensor([[0.9, 0.8], [0.1, 0.7]]), **offline)["active_online"]
+    tensor(0.5000)
+    """
+    offline = stacked_offline(scores, offline_captions, offline_images, offline_pairs, partner_pairs, pair_mask)
+    own = scores.diagonal()
+    online, known = hardest_scores(scores, valid_negatives(scores, positives))
+    weights = beta - (offline[:2] - online) / alpha
+    hinges = offline_hinges(own, offline, offline_margin, pair_mask)
+    values = {
+        "offline_over_online": (offline[:2] - online)[known],
+        "offline_above": offline[:2] > own,
+        "weight": weights[known],
+        "weight_negative": weights[known] < 0,
+        "active_online": (online_margin + online > own) & known,
+        "active_offline": hinges[:2] > 0,
+        "active_pairs": hinges[2:] > 0,
+    }
+    return {name: value.float().mean() if value.numel() else value.float().sum() for name, value in values.items()}
+
+
+def hardest_scores(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (2, B), captions of each image, then images of each caption: highest score (0 without any), any at all."""
     masked, known = scores.masked_fill(~valid, -torch.inf), torch.stack([valid.any(dim=1), valid.any(dim=0)])
     highest = torch.stack([masked.max(dim=1).values, masked.max(dim=0).values])
     return highest.masked_fill(~known, 0), known
-
-
-def _check_vector(name: str, vector: Tensor, scores: Tensor, *, mask: bool = False) -> None:
-    fits = isinstance(vector, Tensor) and (vector.dtype == torch.bool if mask else vector.is_floating_point())
-    if not fits:
-        found = str(vector.dtype) if isinstance(vector, Tensor) else type(vector).__name__
-        wanted = "torch.bool" if mask else "floating-point"
-        raise ItmError(f"{name} is {found}; give a {wanted} tensor (B,), one value per pair")
-    if vector.shape != scores.shape[:1]:
-        raise ItmError(f"{name} has shape {tuple(vector.shape)}; the scores have {tuple(scores.shape)}")
-    if vector.device != scores.device:
-        raise ItmError(f"{name} is on {vector.device}; the scores are on {scores.device}")
 
 
 def _check_options(
@@ -126,7 +148,8 @@ def _check_options(
 ) -> None:
     check_number("online_margin", online_margin, at_least=0)
     check_number("offline_margin", offline_margin, at_least=0)
-    check_number("alpha", alpha, above=0)
+    if alpha != math.inf:
+        check_number("alpha", alpha, above=0)
     check_number("beta", beta, at_least=0)
     if weight_min is not None:
         check_number("weight_min", weight_min)

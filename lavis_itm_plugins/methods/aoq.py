@@ -1,0 +1,204 @@
+"""`itm_aoq`: Adaptive Offline Quintuplet loss. Hard negatives mined over the whole training set join each pair.
+
+Chen, Deng, Luo: Adaptive Offline Quintuplet Loss for Image-Text Matching, ECCV 2020, arXiv 2003.03669, and its released
+code (github.com/sunnychencool/AOQ). Round one is a trained matcher that finds the candidates; round two trains with the
+loss of `losses/quintuplet.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lavis_itm_plugins.config.schema import setting
+from lavis_itm_plugins.distributed import gather_encoded, gather_rows
+from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.losses import offline_hinge_loss, offline_infonce_loss, quintuplet_loss
+from lavis_itm_plugins.losses.quintuplet import quintuplet_statistics
+from lavis_itm_plugins.matchers.base import starting_weights
+from lavis_itm_plugins.methods.anchors import anchor_file
+from lavis_itm_plugins.methods.base import EncodedBatch, batch_image_ids, same_image
+from lavis_itm_plugins.methods.candidates import CandidateConfig, MinedLists, holds_lists
+from lavis_itm_plugins.methods.method import Method, MethodConfig
+from lavis_itm_plugins.methods.offline import OfflineCaptionDataset, check_trainable
+from lavis_itm_plugins.mining.sampling import CROSS_PAIRS, QuintupleSampler
+from lavis_itm_plugins.registry import register_model
+
+
+@dataclass(frozen=True)
+class QuintupletConfig:
+    """`model.aoq`: the loss over mined negatives, and how they are drawn. Defaults are the official values."""
+
+    adaptive: bool = setting(True, help="weigh online terms by how offline and online negatives compare; triplet only")
+    pairs: bool = setting(True, help="also the two pairs without an anchor; false: the offline triplet alone")
+    alpha: float = setting(0.3, above=0, help="the smaller, the more the weights vary")
+    beta: float = setting(1.5, low=0, help="the weight where offline and online negatives are equally hard")
+    weight_min: float | None = setting(None, help="lower limit of the weights; null: none, they may be negative")
+    detach_weights: bool = setting(False, help="no gradient through the weights")
+    offline_margin: float = setting(0.0, low=0)
+    offline_weight: float = setting(1.0, low=0, help="factor of the offline terms; 1 in the paper")
+    offline: str = setting("hinges", choices=("hinges", "logits"), help="logits: in InfoNCE's denominators (ours)")
+    cross_pair: str = setting("mask", choices=CROSS_PAIRS, help="when both mined items are of one image")
+    tie_ranks: bool = setting(True, help="one draw for the ranks in both lists, as in the official code")
+    draw_captions: int | None = setting(None, low=1, help="draw from so many of the hardest; null: the whole list")
+    draw_images: int | None = setting(None, low=1)
+
+
+@dataclass(frozen=True)
+class AoqConfig(MethodConfig):
+    """The `model` section of `itm_aoq`."""
+
+    init: str = setting("scratch", choices=("scratch", "checkpoint"), help="checkpoint: start from candidates.source")
+    aoq: QuintupletConfig = field(default_factory=QuintupletConfig)
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+
+
+@register_model("itm_aoq")
+class Aoq(Method):
+    """A matcher trained against its batch and against one mined caption and one mined image for each pair."""
+
+    arch = "itm_aoq"
+    config_class = AoqConfig
+    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {
+        "two_rounds": "models/itm_aoq_two_rounds.yaml",
+        "refresh": "models/itm_aoq_refresh.yaml",
+    }
+
+    @classmethod
+    def parse_config(cls, cfg: Any, section: str = "model") -> AoqConfig:
+        """As every method's; with `init: checkpoint` the round-one checkpoint becomes `matcher.finetuned`."""
+        config: AoqConfig = super().parse_config(cfg, section)
+        source = config.candidates.source
+        if config.aoq.offline == "logits" and config.base_loss.name != "infonce":
+            raise ItmError(f"{section}.aoq.offline: logits needs base_loss.name: infonce; choose hinges")
+        if config.init == "scratch":
+            return config
+        if source is None or holds_lists(source):
+            raise ItmError(f"{section}.init: checkpoint needs a run folder or a checkpoint as candidates.source")
+        if starting_weights(config.matcher):
+            return config
+        weights = {"load_finetuned": True, "finetuned": str(anchor_file(source))}
+        return replace(config, matcher={**config.matcher, **weights})
+
+    def setup(self, stored: Mapping[str, Any]) -> None:
+        """No module of its own: the candidate lists are files, and the state says which."""
+        self.lists = MinedLists(self.config.candidates)
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The base loss, with the offline terms from the first mining on."""
+        if int(batch.get("epoch", 0)) < self.config.candidates.start_epoch:
+            encoded = self.encoded(batch)
+            scores = self.matcher.score(encoded.images, encoded.captions)
+            return self.matcher.matching_losses(batch, encoded, scores)
+        if "offline_image" not in batch:
+            raise ItmError("itm_aoq mines in hooks that only itm_runner calls; set run.runner: itm_runner")
+        encoded, mined = self._encode(batch)
+        scores = self.matcher.score(encoded.images, encoded.captions)
+        parts = self.matcher.matching_losses(batch, encoded, scores)
+        apart = gather_rows(batch["apart"].to(self.device))
+        mined["pair_mask"] = (apart | (self.config.aoq.cross_pair == "keep")) & self.config.aoq.pairs
+        parts |= self._offline_losses(int(batch.get("epoch", 0)), scores, mined, encoded.positives)
+        told = quintuplet_statistics(scores, **mined, **self._weighting(), positives=encoded.positives)
+        told["cross_pairs"] = 1 - apart.float().mean()
+        return parts | {f"aoq_{name}": value for name, value in told.items()}
+
+    def _encode(self, batch: Mapping[str, Any]) -> tuple[EncodedBatch, dict[str, Tensor]]:
+        """All items in one pass; the pairs of all ranks, and the four mined scores (B,) of each."""
+        size, matcher = len(batch["text_input"]), self.matcher
+        keys = [key for key in ("image", "image_mask") if key in batch]
+        joined = {key: torch.cat([batch[key], batch[f"offline_{key}"]]) for key in keys}
+        images = matcher.encode_images({**batch, **joined})
+        captions = matcher.encode_captions([*batch["text_input"], *batch["offline_text_input"]])
+        first, third = slice(0, size), slice(size, 2 * size)
+        # without pairs I4 and T4 are not loaded; any score stands for theirs, since it is masked
+        fourth = slice(2 * size, 3 * size) if self.config.aoq.pairs else third
+        pairs = {
+            "offline_captions": (images[first], captions[third]),
+            "offline_images": (images[third], captions[first]),
+            "offline_pairs": (images[third], captions[third]),
+            "partner_pairs": (images[fourth], captions[fourth]),
+        }
+        # differences of scores are what counts: never in half precision
+        with torch.autocast(self.device.type, enabled=False):
+            mined = {name: gather_rows(matcher.score_pairs(*pair)) for name, pair in pairs.items()}
+        image_ids = gather_rows(batch_image_ids(batch, matcher.device))
+        positives = None if self.config.official else same_image(image_ids)
+        gathered = gather_encoded(images[first]), gather_encoded(captions[first])
+        return EncodedBatch(*gathered, image_ids, positives), mined
+
+    def _weighting(self) -> dict[str, float]:
+        """Margins, alpha and beta; without adaptive weights every weight is 1."""
+        aoq = self.config.aoq
+        margins = {"online_margin": self.config.base_loss.margin, "offline_margin": aoq.offline_margin}
+        alpha, beta = (aoq.alpha, aoq.beta) if aoq.adaptive else (math.inf, 1.0)
+        return {**margins, "alpha": alpha, "beta": beta}
+
+    def _offline_losses(
+        self, epoch: int, scores: Tensor, mined: Mapping[str, Tensor], positives: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What replaces the base loss or joins it."""
+        aoq, base = self.config.aoq, self.config.base_loss
+        if aoq.offline == "logits":
+            temperature = base.temperature or 0.05
+            return {"loss_base": offline_infonce_loss(scores, **mined, temperature=temperature, positives=positives)}
+        reduction = base.reduction if base.name == "triplet" else "mean"
+        hinges = offline_hinge_loss(scores, **mined, offline_margin=aoq.offline_margin, reduction=reduction)
+        parts = {"loss_offline": aoq.offline_weight * hinges}
+        if base.name == "triplet" and base.negatives == "hardest" and epoch >= base.warmup_epochs:
+            weighting = {**self._weighting(), "weight_min": aoq.weight_min, "detach_weights": aoq.detach_weights}
+            whole = quintuplet_loss(scores, **mined, **weighting, positives=positives, reduction=reduction)
+            # its offline terms are shown, and weighed, apart
+            parts["loss_base"] = whole - hinges
+        return parts
+
+    def wrap_dataset(self, dataset: Dataset) -> Dataset:
+        """Items with mined negatives."""
+        return OfflineCaptionDataset(check_trainable(dataset), pairs=self.config.aoq.pairs)
+
+    def before_training(self, context: Any) -> None:
+        """Forget the lists of a run whose checkpoint this one starts from; say early what would stop it later."""
+        plan, fresh = self.config.candidates, not (context.state.epoch or context.state.step)
+        if fresh:
+            self.setup({})
+        if plan.source is not None and fresh and not Path(plan.source).expanduser().exists():
+            raise ItmError(f"model.candidates.source: {plan.source} does not exist; give a run folder of round one")
+        if plan.source is None and fresh and not plan.start_epoch and not self._starts_trained(context):
+            raise ItmError(
+                "itm_aoq has nothing to mine with: set model.candidates.source to a run folder of round one, or "
+                "model.candidates.start_epoch to train plainly first"
+            )
+
+    def before_epoch(self, epoch: int, context: Any) -> None:
+        """Mine when it is due, on all ranks together, and let the items draw from the lists."""
+        if epoch < self.config.candidates.start_epoch:
+            return
+        dataset, aoq = context.dataloaders["train"].dataset, self.config.aoq
+        dataset.sampler = QuintupleSampler(
+            self.lists.at(epoch, context).negatives,
+            dataset.split.caption_image,
+            captions=aoq.draw_captions,
+            images=aoq.draw_images,
+            tie_ranks=aoq.tie_ranks,
+            cross_pair=aoq.cross_pair,
+        )
+
+    def _starts_trained(self, context: Any) -> bool:
+        """Whether the weights come from a checkpoint."""
+        return bool(starting_weights(context.config.model_cfg) or starting_weights(self.config.matcher))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """As every method's, and which lists are trained with."""
+        lists = getattr(self, "lists", None)
+        return {**super().get_extra_state(), "candidates": lists and lists.state}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on with the lists that the checkpoint was trained with."""
+        if state.get("candidates"):
+            self.lists.restore(state["candidates"])

@@ -1,0 +1,56 @@
+"""Training items with mined negatives: what AOQ adds to each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lavis_itm_plugins.data.datasets import CaptionDataset
+from lavis_itm_plugins.data.randomness import keyed_uniform
+from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.mining.sampling import DRAWS, QuintupleSampler
+
+# Apart from the draws of dropped regions, which have the same (seed, epoch, caption).
+_STREAM = 2**40
+
+
+class OfflineCaptionDataset(CaptionDataset):
+    """A training set whose batches also hold mined negatives, once `sampler` is set.
+
+    `offline_image` (2 n, ...) are I3 and I4, or I3 alone without `pairs`; `offline_text_input` T3 and T4, or T3;
+    `offline_image_mask` where regions are dropped; `apart` (n,) is False where I3 is I4. The draws are a function of
+    (seed, epoch, caption).
+    """
+
+    def __init__(self, base: CaptionDataset, *, pairs: bool = True) -> None:
+        super().__init__(base.split, region_drop=base.region_drop, seed=base.seed)
+        self.pairs = pairs
+        self.sampler: QuintupleSampler | None = None
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        if self.sampler is None:
+            return super().__getitems__(indices)
+        rows = np.asarray(indices)
+        drawn = self.sampler.draw(rows, keyed_uniform(self.seed + _STREAM, self.epoch, rows, DRAWS))
+        offline, partners = drawn.offline_captions, drawn.partner_captions
+        # one call for all images; I3 is the image of T4, and I4 of T3
+        whole = super().__getitems__(np.concatenate([rows, partners, offline] if self.pairs else [rows, partners]))
+        batch = {key: value[: len(rows)] for key, value in whole.items()}
+        batch |= {f"offline_{key}": whole[key][len(rows) :] for key in ("image", "image_mask") if key in whole}
+        texts = np.concatenate([offline, partners]) if self.pairs else offline
+        batch["offline_text_input"] = [self.split.captions[row] for row in texts]
+        batch["apart"] = torch.from_numpy(drawn.apart)
+        return batch
+
+
+def check_trainable(dataset: Any) -> CaptionDataset:
+    """The training set, if mined negatives can be added to it; else ItmError."""
+    if not isinstance(dataset, CaptionDataset):
+        raise ItmError(
+            "itm_aoq needs one training set of this plugin (itm_pairs, itm_precomp or itm_scenes), not "
+            f"{type(dataset).__name__}"
+        )
+    return dataset

@@ -1,0 +1,78 @@
+"""What one process, or each of two, mines and trains for test_aoq_runs.py: `aoq_ranks.py FOLDER` imports LAVIS once.
+
+Float64, without dropout, the same global batch: each run's weights go to `FOLDER/NAME_SIZE.pt`.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+import torch
+import torch.distributed as dist
+from runners.ranks import GLOBAL_BATCH, fork, rank, size, start_group
+
+LISTS = {"captions_per_image": 9, "images_per_caption": 5}
+
+
+def main(folder: Path) -> None:
+    from lavis_itm_plugins import register
+    from lavis_itm_plugins.data.features import FeatureFile
+
+    register()
+    torch.use_deterministic_algorithms(True)
+    start_group()
+    mine(folder)
+    torch.set_default_dtype(torch.float64)
+    stock = FeatureFile.fetch
+    FeatureFile.fetch = lambda *given: stock(*given).double()
+    if size() == 1:
+        train(folder, "plain", None, max_epoch=1)
+    source = {"source": str(folder / "runs" / "plain_1"), **LISTS}
+    train(folder, "two_rounds", {"model_type": "two_rounds", "candidates": source}, max_epoch=1)
+    own = {"start_epoch": 1, "refresh_every": 1, **LISTS}
+    logits = {"base_loss": {"name": "infonce"}, "aoq": {"offline": "logits", "tie_ranks": False}}
+    train(folder, "refresh", {"model_type": "refresh", "candidates": own, **logits})
+    if size() > 1:
+        dist.destroy_process_group()
+
+
+def mine(folder: Path) -> None:
+    """In memory, and into a store."""
+    from lavis_itm_plugins.mining import CandidateFilters, DotProducts, MiningJob, build_candidates, mine_hard_negatives
+    from lavis_itm_plugins.mining.exclusions import Exclusions
+
+    rng = np.random.default_rng(0)
+    images, captions = (rng.integers(-2, 3, (n, 4)).astype(np.float32) / 4 for n in (50, 230))
+    owners, filters = rng.integers(0, 50, 230), CandidateFilters(max_score=0.7)
+    mined = mine_hard_negatives(images, captions, owners, **LISTS, filters=filters, memory_budget_mb=1 / 128)
+    job = MiningJob(DotProducts(images, captions), owners, Exclusions(owners, 50), 9, 5, filters, 1 / 128)
+    build_candidates(folder / f"lists_{size()}", job, {"data": {}, "model": {}, "settings": {}})
+    # every rank has the whole result
+    arrays = {name: getattr(mined, name) for name in ("captions", "images", "caption_scores", "image_scores")}
+    torch.save({**arrays, "report": mined.report}, folder / f"mined_{size()}_{rank()}.pt")
+
+
+def train(folder: Path, name: str, aoq: dict[str, Any] | None, max_epoch: int = 3) -> None:
+    from lavis_itm_plugins.train import run_training
+
+    options = {"batch_size_train": GLOBAL_BATCH // size(), "batch_size_eval": 3, "max_epoch": max_epoch}
+    content = tiny.project(folder / "data", folder / "runs", **options, itm={"run_name": f"{name}_{size()}"})
+    matcher = content["model"]
+    matcher["image"]["dropout"] = 0.0
+    matcher["text"].update(dropout=0.0, output_dropout=0.0)
+    if aoq is not None:
+        content["model"] = {"arch": "itm_aoq", "matcher": matcher, **aoq}
+    runner = run_training(tiny.write_project(folder / f"{name}_{size()}_{rank()}.yaml", content))
+    if rank() == 0:
+        weights = {key: value for key, value in runner._model.state_dict().items() if torch.is_tensor(value)}
+        metrics = runner.folder.metrics.read_text()
+        torch.save({"weights": weights, "metrics": metrics}, folder / f"{name}_{size()}.pt")
+
+
+if __name__ == "__main__":
+    sys.exit(fork(partial(main, Path(sys.argv[1])), [1, 2]))
