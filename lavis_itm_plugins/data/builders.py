@@ -86,10 +86,15 @@ class ItmBuilder(BaseDatasetBuilder):
         """Share of regions left out in training."""
         return 0.0
 
+    def texts(self, name: str) -> tuple[list[str], np.ndarray] | None:
+        """Captions of a split and each one's image, in order; None when the data has no such split."""
+        split = self.split(name)
+        return None if split is None else (list(split.captions), split.caption_image)
+
     def training_captions(self) -> list[str]:
         """Captions that a vocabulary is built from."""
-        split = self.split("train")
-        return list(split.captions) if split else []
+        texts = self.texts("train")
+        return texts[0] if texts else []
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,7 @@ class ScenesBuilder(ItmBuilder):
         names = [path.name for path in scenes.image_paths]
         return CaptionSplit(name, pictures, np.arange(len(pictures)), scenes.captions, scenes.caption_image, names)
 
-    def training_captions(self) -> list[str]:
-        """Captions that a vocabulary is built from; decodes no picture."""
-        return load_scenes(self.folder(), "train").captions
+    def texts(self, name: str) -> tuple[list[str], np.ndarray]:
+        """As above; decodes no picture."""
+        scenes = load_scenes(self.folder(), name)
+        return scenes.captions, scenes.caption_image
