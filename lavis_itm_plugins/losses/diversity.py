@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.losses.scores import (
-    check_choice,
-    check_number,
-    check_temperature,
-    float32_island,
-    surface_non_finite,
+from lavis_itm_plugins.losses.diversity_checks import (
+    check_embeddings,
+    check_form,
+    check_valid,
+    check_weighting,
 )
+from lavis_itm_plugins.losses.scores import float32_island, surface_non_finite
 
-KINDS = ("std", "none", "iso", "entropy", "adnce")
-FORMS = ("nce", "lse")
 LEAST_SPREAD = 1e-3  # spreads below are taken for this, so that equal similarities get equal weights
 LARGEST_EXPONENT = 5.0  # of a weight before it is normalised
-
-_Spread = float | Tensor | None
 
 
 @float32_island
@@ -56,8 +53,8 @@ def diversity_weights(
     tensor([[2.1736, 0.1877, 0.6387],
             [1.0000, 1.0000, 0.0000]])
     """
-    _check_valid(similarities, valid)
-    _check_weighting(kind, beta, temperature)
+    check_valid(similarities, valid)
+    check_weighting(kind, beta, temperature)
     return _log_weights(_exponents(similarities, valid, kind, beta, temperature), valid).exp()
 
 
@@ -110,13 +107,39 @@ def diversity_contrastive_loss(
     >>> diversity_contrastive_loss(query, key, negatives, valid, temperature=1.0, kind="none")
     tensor(0.4324)
     """
-    _check_embeddings(query, key, negatives)
-    _check_weighting(kind, beta, temperature)
-    _check_form(form, slope, offset, spread)
+    check_embeddings(query, key, negatives)
     similarities, own = query @ negatives.detach().T, (query * key.detach()).sum(dim=1)
-    _check_valid(similarities, valid)
-    if not len(query):
-        return query.sum()
+    options: dict[str, Any] = {"temperature": temperature, "form": form, "kind": kind, "beta": beta}
+    return weighted_contrast(own, similarities, valid, slope=slope, offset=offset, spread=spread, **options)
+
+
+@float32_island
+def weighted_contrast(
+    own: Tensor,
+    similarities: Tensor,
+    valid: Tensor,
+    *,
+    temperature: float | Tensor = 0.05,
+    form: str = "nce",
+    kind: str = "std",
+    beta: float = 0.5,
+    slope: float = 90.0,
+    offset: float = 0.5,
+    spread: float | Tensor | None = None,
+) -> Tensor:
+    """``diversity_contrastive_loss`` from similarities: to the own key (B,), and to the negatives (B, M).
+
+    A gradient reaches whatever the similarities were made of, so keys of the online encoders learn too.
+
+    >>> own, similarities = torch.tensor([0.9]), torch.tensor([[0.5, 0.1]])
+    >>> weighted_contrast(own, similarities, torch.tensor([[True, True]]), temperature=0.1, kind="none")
+    tensor(0.0185)
+    """
+    check_weighting(kind, beta, temperature)
+    check_form(form, slope, offset, spread)
+    check_valid(similarities, valid)
+    if not len(own):
+        return own.sum()
     sharpness = 1 / temperature if form == "nce" else slope
     logits = sharpness * (similarities if form == "nce" else similarities - offset)
     logits = logits + _log_weights(_exponents(similarities, valid, kind, beta, 1 / sharpness, spread), valid)
@@ -125,7 +148,7 @@ def diversity_contrastive_loss(
         losses = torch.logaddexp(sharpness * own, rest) - sharpness * own
     else:
         losses = torch.logaddexp(rest, rest.new_zeros(())) / slope - own.clamp(min=0).log1p()
-    return surface_non_finite(losses.mean(), own, *([similarities] if len(negatives) else []))
+    return surface_non_finite(losses.mean(), own, *([similarities] if similarities.shape[1] else []))
 
 
 @torch.no_grad()
@@ -154,7 +177,12 @@ def _log_weights(exponents: Tensor, valid: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _exponents(
-    similarities: Tensor, valid: Tensor, kind: str, beta: float, temperature: float | Tensor, spread: _Spread = None
+    similarities: Tensor,
+    valid: Tensor,
+    kind: str,
+    beta: float,
+    temperature: float | Tensor,
+    spread: float | Tensor | None = None,
 ) -> Tensor:
     if kind == "none":
         return torch.zeros_like(similarities)
@@ -185,46 +213,3 @@ def _evenness(logits: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
 def _valid_only(logits: Tensor, valid: Tensor) -> Tensor:
     # Finite fill: a query without a negative would become NaN, or have NaN inside its log-sum-exp's gradient.
     return logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
-
-
-def _check_weighting(kind: str, beta: float, temperature: float | Tensor) -> None:
-    check_choice("kind", kind, KINDS)
-    check_number("beta", beta)
-    check_temperature(temperature)
-
-
-def _check_form(form: str, slope: float, offset: float, spread: _Spread) -> None:
-    check_choice("form", form, FORMS)
-    check_number("slope", slope, above=0)
-    check_number("offset", offset)
-    if isinstance(spread, Tensor):  # its value is of the step: if it is not finite, so is the loss
-        if spread.numel() != 1:
-            raise ItmError(f"spread has shape {tuple(spread.shape)}; give one number")
-    elif spread is not None:
-        check_number("spread", spread, at_least=0)
-
-
-def _check_valid(similarities: Tensor, valid: Tensor) -> None:
-    if not isinstance(similarities, Tensor) or similarities.ndim != 2 or not similarities.is_floating_point():
-        raise ItmError(
-            "similarities is no floating-point torch tensor (B, M); give query (row) against negative (column)"
-        )
-    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
-        found = valid.dtype if isinstance(valid, Tensor) else type(valid).__name__
-        raise ItmError(f"valid is {found}; give a torch.bool tensor (B, M), True where j is a negative of query i")
-    if valid.shape != similarities.shape:
-        raise ItmError(f"valid has shape {tuple(valid.shape)}; the similarities have {tuple(similarities.shape)}")
-    if valid.device != similarities.device:
-        raise ItmError(f"valid is on {valid.device}; the similarities are on {similarities.device}")
-
-
-def _check_embeddings(query: Tensor, key: Tensor, negatives: Tensor) -> None:
-    for name, value in (("query", query), ("key", key), ("negatives", negatives)):
-        if not isinstance(value, Tensor) or value.ndim != 2 or not value.is_floating_point():
-            raise ItmError(f"{name} is no floating-point torch tensor with two axes, the second the embedding")
-        if value.dtype != query.dtype or value.device != query.device:
-            raise ItmError(f"{name} is {value.dtype} on {value.device}; the query is {query.dtype} on {query.device}")
-    if key.shape != query.shape:
-        raise ItmError(f"key has shape {tuple(key.shape)}; the query has {tuple(query.shape)}")
-    if negatives.shape[1] != query.shape[1]:
-        raise ItmError(f"negatives has {negatives.shape[1]} columns; the query has {query.shape[1]}")

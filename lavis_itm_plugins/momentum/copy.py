@@ -69,6 +69,29 @@ class MomentumCopy(nn.Module):
         return [kept.get(f"average_{i}", parameter) for i, parameter in enumerate(self.module.parameters())]
 
 
+class OwnCopy(nn.Module):
+    """A `MomentumCopy` that its source has already, and moves by itself: nothing is copied, `update` does nothing."""
+
+    def __init__(self, twin: nn.Module) -> None:
+        super().__init__()
+        # in a tuple: its weights are in the state of its source
+        self._twin = (twin,)
+
+    @property
+    def module(self) -> nn.Module:
+        """The momentum network."""
+        return self._twin[0]
+
+    def update(self, momentum: float | None = None) -> None:
+        """Nothing: the source moves it."""
+
+
+def momentum_copy(module: nn.Module, momentum: float) -> MomentumCopy | OwnCopy:
+    """The momentum network that a module has by itself, from its `momentum_twin`, else a new `MomentumCopy`."""
+    twin = module.momentum_twin() if hasattr(module, "momentum_twin") else None
+    return MomentumCopy(module, momentum) if twin is None else OwnCopy(twin)
+
+
 def _checked(momentum: float) -> float:
     if not 0 <= momentum <= 1:
         raise ItmError(

@@ -1,0 +1,188 @@
+"""A step of itm_coder against a plain step of the same matcher, and ConceptNet's reader on a generated file.
+
+The step: both branches, key tower, four dictionaries, pseudo labels and `after_step` against the plain InfoNCE step, on
+the same batches, in turn in one process, in CPU seconds; the promise is a ratio of at most 2.2 at B = 128 with
+dictionaries of 4,096 keys. Memory: the extra state, and the most memory of a step above what was there before.
+The reader: a gzipped file of 2 million lines with broken ones among them, at least 200,000 lines a second on one core,
+and memory that follows what is kept; `--conceptnet` and `--captions` read real files too and print the coverage.
+Run ``python benchmarks/coder.py [--quick] [--threads 1] [--require 2.2]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.training import PeakMemory, make_batches, make_model
+from lavis_itm_plugins import register
+
+LANGUAGES = ("en", "en", "en", "fr", "de", "ja", "es", "fi", "ru", "la")
+RELATIONS = ("RelatedTo", "IsA", "HasContext", "Synonym", "FormOf", "AtLocation")
+BROKEN = ("not a line of five columns\n", "/a/x\t/r/IsA\t/c/en/word1\t/c/en/word2\n", "\n")
+
+
+def make_coder(matcher: Any, size: int, folder: Path) -> Any:
+    """The whole method around a matcher, over concepts of generated captions."""
+    from lavis_itm_plugins.concepts import ConceptRecipe, make_concepts, save_concepts
+    from lavis_itm_plugins.config.schema import parse
+    from lavis_itm_plugins.methods.coder import Coder
+    from lavis_itm_plugins.methods.coder_config import CoderConfig
+
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrst"
+    words = [f"{a}{b}{c}" for a in letters for b in letters for c in letters][:300]
+    captions = [" ".join(rng.sample(words, 6)) for _ in range(3000)]
+    save_concepts(make_concepts(captions, ConceptRecipe(mode="knn"), folder), folder)
+    section = {"dictionary": {"size": size}, "concept": {"graph": str(folder)}}
+    return Coder(parse(CoderConfig, section, "model"), matcher).train()
+
+
+def stepper(model: Any, batches: list[dict[str, Any]]) -> Callable[[int], None]:
+    """Forward, backward, optimiser and the hook."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step(number: int) -> None:
+        batch = {**batches[number % len(batches)], "epoch": 0, "iters": number, "num_iters_per_epoch": 100}
+        optimizer.zero_grad(set_to_none=True)
+        model(batch)["loss"].backward()
+        optimizer.step()
+        model.after_step()
+
+    return step
+
+
+def peak_of(step: Callable[[int], None]) -> float:
+    """The most memory of a first step in a forked process above its start, in MB: nothing freed is used again."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with PeakMemory() as memory:
+            step(0)
+        os.write(writer, str(memory.extra / 2**20).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return float(os.read(reader, 100))
+
+
+def step_costs(rounds: int, batch: int, dim: int, size: int, keys: int) -> dict[str, float]:
+    """Median CPU seconds of a step, plain and ours, and memory in MB."""
+    batches = make_batches(4, batch, dim)
+    with tempfile.TemporaryDirectory() as folder:
+        plain, coder = make_model(dim, size, size), make_coder(make_model(dim, size, size), keys, Path(folder))
+    steps = {"plain": stepper(plain, batches), "coder": stepper(coder, batches)}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    memory = {name: peak_of(step) for name, step in steps.items()}
+    for number in range(rounds + 1):
+        # the order changes, so that neither always finds the caches warm
+        for name in sorted(steps, reverse=bool(number % 2)):
+            start = time.process_time()
+            steps[name](number)
+            if number:
+                times[name].append(time.process_time() - start)
+    state = sum(value.nbytes for value in coder.state_dict().values() if torch.is_tensor(value))
+    own = sum(parameter.nbytes for parameter in coder.matcher.parameters())
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {**medians, **{f"{name}_mb": value for name, value in memory.items()}, "state_mb": (state - own) / 2**20}
+
+
+def write_assertions(path: Path, lines: int) -> int:
+    """A file in ConceptNet's form, one line in a thousand broken; gives back how many those are."""
+    rng, broken = random.Random(0), 0
+    tail = '"license": "cc:by-sa/4.0", "sources": [{"contributor": "/s/resource/wiktionary/en"}], "weight"'
+    with gzip.open(path, "wt", compresslevel=6) as file:
+        for number in range(lines):
+            if number % 1000 == 0:
+                file.write(BROKEN[number // 1000 % len(BROKEN)])
+                broken += 1
+                continue
+            language, relation = rng.choice(LANGUAGES), rng.choice(RELATIONS)
+            a, b = (f"/c/{language}/word{int(50_000 * rng.random() ** 3)}" for _ in range(2))
+            about = f'{{"dataset": "/d/generated", {tail}: {4 * rng.random() + 0.001:.3f}}}'
+            file.write(f"/a/[/r/{relation}/,{a}/n/,{b}/]\t/r/{relation}\t{a}/n\t{b}\t{about}\n")
+    return broken
+
+
+def reading(lines: int) -> str:
+    """What the reader does with a generated file."""
+    from lavis_itm_plugins.concepts import read_conceptnet
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "assertions.csv.gz"
+        broken = write_assertions(path, lines)
+        parts = []
+        for words in (300, 10_000):
+            vocabulary = [f"word{number}" for number in range(words)]
+            start = time.process_time()
+            with PeakMemory() as memory:
+                graph = read_conceptnet(path, vocabulary)
+            rate = lines / (time.process_time() - start)
+            if graph.graph["bad_lines"] != broken:
+                raise SystemExit(f"{graph.graph['bad_lines']} broken lines were counted, {broken} were written")
+            kept = f"{graph.number_of_edges():,} edges kept, {memory.extra / 2**20:.0f} MB at most"
+            parts.append(f"{words:,} words: {rate:,.0f} lines a CPU second, {kept}")
+    return f"read_conceptnet, {lines:,} lines, {broken:,} of them broken; " + "; ".join(parts)
+
+
+def coverage(assertions: str, captions: str) -> str:
+    """How many of the captions' words a real file knows."""
+    from lavis_itm_plugins.concepts import concept_vocabulary, read_conceptnet
+
+    texts = Path(captions).read_text(encoding="utf-8").splitlines()
+    words = list(concept_vocabulary(texts, sys.maxsize))
+    graph = read_conceptnet(assertions, words)
+    known = sum(1 for _, degree in graph.degree() if degree)
+    return (
+        f"{assertions}: {graph.graph['lines']:,} lines, {graph.graph['bad_lines']} broken; {graph.number_of_edges():,} "
+        f"edges between {known} of {len(words)} words of at least 5 captions ({100 * known / len(words):.0f} %)"
+    )
+
+
+def cases(quick: bool) -> Iterator[tuple[str, dict[str, int]]]:
+    """The quick one only makes sure that all of it runs."""
+    if quick:
+        yield "small", {"rounds": 3, "batch": 16, "dim": 64, "size": 64, "keys": 256}
+    else:
+        yield "as in configs", {"rounds": 5, "batch": 128, "dim": 2048, "size": 1024, "keys": 4096}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a small model, a file of 50,000 lines")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--require", type=float, default=0.0, help="exit with 1 if the step's ratio is larger")
+    parser.add_argument("--conceptnet", help="also read this file")
+    parser.add_argument("--captions", help="whose words are looked up in it")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    register()
+    failed = False
+    for name, sizes in cases(args.quick):
+        found = step_costs(**sizes)
+        ratio = found["coder"] / found["plain"]
+        print(
+            f"itm_coder step, {name} (batch {sizes['batch']}, 36 x {sizes['dim']}, {sizes['keys']} keys), "
+            f"{args.threads} threads: plain {found['plain']:.3f} CPU s, ours {found['coder']:.3f}, ratio {ratio:.2f}; "
+            f"most memory of a step {found['plain_mb']:.0f} and {found['coder_mb']:.0f} MB, extra state "
+            f"{found['state_mb']:.0f} MB",
+            flush=True,
+        )
+        failed |= bool(args.require) and ratio > args.require
+    print(reading(50_000 if args.quick else 2_000_000), flush=True)
+    if args.conceptnet and args.captions:
+        print(coverage(args.conceptnet, args.captions))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
