@@ -9,6 +9,9 @@ import sys
 
 import benchmarks
 
+# comparisons over whole training runs take hours, and need data: `python -m benchmarks.quality --help`
+LONG = ("quality",)
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -16,7 +19,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("names", nargs="*", help="only these, such as loading")
     args = parser.parse_args()
-    known = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__")
+    known = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - {"__main__", *LONG})
     unknown = set(args.names) - set(known)
     if unknown:
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; choose from: {', '.join(known)}")

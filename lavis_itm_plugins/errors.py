@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 
 class ItmError(ValueError):
@@ -23,13 +23,15 @@ class ItmError(ValueError):
 
 
 def nearest(word: str, choices: Iterable[str], *, limit: int = 3) -> list[str]:
-    """Choices closest to a mistyped word, best first, without regard to case.
+    """Choices closest to a mistyped word, best first, without regard to case; none that is clearly farther.
 
-    >>> nearest("itm_vs", ["itm_vse", "clip"])
+    >>> nearest("itm_vs", ["itm_vse", "itm_bcls", "clip"])
     ['itm_vse']
     """
     by_lower = {choice.lower(): choice for choice in choices}
-    return [by_lower[hit] for hit in get_close_matches(word.lower(), by_lower, n=limit, cutoff=0.5)]
+    hits = get_close_matches(word.lower(), by_lower, n=limit, cutoff=0.5)
+    likeness = [SequenceMatcher(None, hit, word.lower()).ratio() for hit in hits]
+    return [by_lower[hit] for hit, like in zip(hits, likeness, strict=True) if like > likeness[0] - 0.15]
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
