@@ -27,8 +27,15 @@ def max_pool(items: Tensor, mask: Tensor | None) -> Tensor:
     return items.amax(dim=1) if items.shape[1] > 1 else items.squeeze(1)
 
 
+def last_item(items: Tensor, mask: Tensor | None) -> Tensor:
+    """The last real item, where the real ones come first: (n, k, d) -> (n, d)."""
+    if mask is None:
+        return items[:, -1]
+    return items[torch.arange(len(items), device=items.device), mask.sum(dim=1) - 1]
+
+
 class Pooling(nn.Module):
-    """One of POOLINGS as a module: items (n, k, d), mask (n, k) True where real -> (n, d).
+    """One of POOLINGS, or "last", as a module: items (n, k, d), mask (n, k) True where real -> (n, d).
 
     >>> Pooling("mean_max")(torch.tensor([[[1.0], [3.0]]]), None)
     tensor([[5.]])
@@ -47,6 +54,8 @@ class Pooling(nn.Module):
             return mean_pool(items, mask)
         if self.kind == "max":
             return max_pool(items, mask)
+        if self.kind == "last":
+            return last_item(items, mask)
         return mean_pool(items, mask) + max_pool(items, mask)
 
 

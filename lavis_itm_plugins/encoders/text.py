@@ -26,8 +26,9 @@ class TextConfig:
     kind: str = setting("gru", choices=("gru", "bert", "words"), help="words: no order, a few seconds an epoch")
     word_dim: int = setting(300, low=1, help="size of the word embeddings (gru, words)")
     hidden: int = setting(512, low=1, help="GRU units in each direction")
+    bidirectional: bool = setting(True, help="false: the GRU reads forwards only")
     merge: str = setting("concat", choices=("concat", "mean"), help="how the two directions are joined")
-    pooling: str = setting("max", choices=POOLINGS)
+    pooling: str = setting("max", choices=(*POOLINGS, "last"), help="last: the state at the last word (VSE++, VSRN)")
     dropout: float = setting(0.0, low=0, below=1, help="on word embeddings (gru, words) or last states (bert)")
     output_dropout: float = setting(0.0, low=0, below=1, help="on the pooled vector")
     max_words: int = setting(64, low=1, help="longer captions are cut")
@@ -70,12 +71,15 @@ class WordTextEncoder(_WordEmbeddings):
 
 
 class GRUTextEncoder(_WordEmbeddings):
-    """Word embeddings and a bidirectional GRU, (faithful pieces: Faghri et al., VSE++; Lee et al., SCAN)."""
+    """Word embeddings and a GRU, in both directions unless told otherwise.
+
+    Faithful pieces: Faghri et al., VSE++; Lee et al., SCAN.
+    """
 
     def __init__(self, config: TextConfig, vocabulary: Vocabulary) -> None:
         super().__init__(config, vocabulary)
-        self.rnn = nn.GRU(config.word_dim, config.hidden, batch_first=True, bidirectional=True)
-        self.width = config.hidden * (2 if config.merge == "concat" else 1)
+        self.rnn = nn.GRU(config.word_dim, config.hidden, batch_first=True, bidirectional=config.bidirectional)
+        self.width = config.hidden * (2 if config.bidirectional and config.merge == "concat" else 1)
 
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States of the real words; padding is 0 and masked."""
@@ -83,7 +87,7 @@ class GRUTextEncoder(_WordEmbeddings):
         words = self.dropout(self.embed(ids))
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
-        if self.config.merge == "mean":
+        if self.config.bidirectional and self.config.merge == "mean":
             states = torch.stack(states.chunk(2, dim=-1)).mean(dim=0)
         return states, mask
 
@@ -159,11 +163,17 @@ def _bert_of_hub(name: str) -> tuple[object, nn.Module]:
     try:
         return load(local_files_only=True)
     except OSError:
-        _ask_hub(name)
+        ask_hub(name)
         return load()
 
 
-def _ask_hub(name: str) -> None:
+def ask_hub(
+    name: str,
+    *,
+    setting_name: str = "model.text.bert",
+    file: str = "config.json",
+    instead: str = "name a folder with config.json, vocab.txt and weights",
+) -> None:
     """One short question before the hub's client starts: by itself it repeats a failing one for two minutes."""
     import requests
     from huggingface_hub import constants, hf_hub_url
@@ -174,14 +184,14 @@ def _ask_hub(name: str) -> None:
         reason = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     else:
         try:
-            answer = requests.head(hf_hub_url(name, "config.json"), timeout=5, allow_redirects=True)
+            answer = requests.head(hf_hub_url(name, file), timeout=5, allow_redirects=True)
             reason = "" if answer.ok else f"answer {answer.status_code}"
         except (requests.RequestException, ValueError) as error:
             reason = type(error).__name__
     if reason:
         raise ItmError(
-            f'model.text.bert: "{name}" is no local folder, not in the cache, and the hub does not give it ({reason}); '
-            "name a folder with config.json, vocab.txt and weights"
+            f'{setting_name}: "{name}" is no local folder, not in the cache, and the hub does not give it ({reason}); '
+            f"{instead}"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lavis_itm_plugins.encoders.treebank import treebank_words
 from lavis_itm_plugins.errors import ItmError
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -47,6 +48,8 @@ class Vocabulary:
             raise ItmError(f"a vocabulary starts with {' '.join(SPECIAL)}, this one with {self.words[:4]}")
         if len(self.ids) != len(self.words):
             raise ItmError("a word appears twice in the vocabulary; remove the second one")
+        # released vocabularies count punctuation as words, ours never do
+        self._split = treebank_words if "." in self.ids or "'s" in self.ids else words_of
 
     def __len__(self) -> int:
         return len(self.words)
@@ -85,7 +88,7 @@ class Vocabulary:
 
     def encode(self, caption: str) -> list[int]:
         """Word ids between `<start>` and `<end>`; unknown words become `<unk>`."""
-        return [START, *(self.ids.get(word, UNKNOWN) for word in words_of(caption)), END]
+        return [START, *(self.ids.get(word, UNKNOWN) for word in self._split(caption)), END]
 
     def batch(self, captions: Sequence[str], *, max_words: int | None = None) -> tuple[Tensor, Tensor]:
         """Padded ids (n, longest) and lengths (n,) of captions, both int64 on the CPU."""

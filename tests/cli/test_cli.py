@@ -262,7 +262,7 @@ def test_list_shows_what_is_registered(capsys):
     for name in ("itm_retrieval", "itm_runner", "itm_scenes", "itm_precomp", "itm_cosine_lr", *shipped_projects()):
         assert name in everything
     [line] = [line for line in listed(capsys, "models").splitlines() if line.split()[0] == "itm_vse"]
-    assert line.split(maxsplit=1)[1] == "pixels_gru, regions_bert, regions_gru"
+    assert line.split(maxsplit=1)[1] == "pixels_gru, regions_bert, regions_gru, regions_words"
     assert "itm.losses.triplet_loss" in listed(capsys, "losses")
     assert "blip_retrieval" not in listed(capsys, "models") and "blip_retrieval" in listed(capsys, "models", "--all")
 
