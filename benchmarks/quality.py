@@ -1,9 +1,9 @@
 """What training methods gain over a plain recipe of the same matcher: every row of a plan, over several seeds.
 
-A plan (benchmarks/plans/*.yaml) names a project and the options of each row; the rows of one plan take the same number
-of steps unless the plan says otherwise. Runs that are complete are not repeated, so an interrupted comparison goes on
-where it stopped. Prints mean and standard deviation of a dev metric at the last epoch over the seeds, and the gain over
-the reference row with its standard error.
+A plan (benchmarks/plans/*.yaml) names a project and the options of each row. Runs that are complete are not repeated,
+so an interrupted comparison goes on where it stopped; one made with other settings is refused. Prints mean and
+standard deviation of the dev metrics at the last epoch over the seeds, and the gain over a reference row with its
+standard error.
 Run ``python -m benchmarks.quality benchmarks/plans/dbl_triplet.yaml --root DATA --seeds 1 2 3 [--jobs 2]``.
 """
 
@@ -33,11 +33,12 @@ class Row:
     project: str
     options: list[str]
     after: str | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows that are compared with `reference` by `metrics`, the first of which is the one with a gain."""
+    """Rows that are compared by `metrics`, each with its own reference row, else with the plan's."""
 
     name: str
     reference: str
@@ -49,7 +50,13 @@ def read_plan(path: Path) -> Plan:
     """The plan of a YAML file; `common` options come before a row's own."""
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
     rows = [
-        Row(name, row["project"], [*content.get("common", []), *row.get("options", [])], row.get("after"))
+        Row(
+            name,
+            row["project"],
+            [*content.get("common", []), *row.get("options", [])],
+            row.get("after"),
+            row.get("reference"),
+        )
         for name, row in content["rows"].items()
     ]
     return Plan(path.stem, content["reference"], rows, content.get("metrics", ["rsum"]))
@@ -79,14 +86,14 @@ class Runs:
     def make(self, row: Row, seed: int) -> float:
         """Train one row with one seed in a process of its own; gives back its seconds."""
         started, folder = time.monotonic(), self.path(row.name, seed)
-        after = "" if row.after is None else str(self.path(row.after, seed))
-        options = [option.replace("{after}", after).replace("{root}", self.root) for option in row.options]
-        where = [f"run.output_dir={folder.parent}", f"run.itm.run_name={folder.name}", f"run.seed={seed}"]
+        made_with = folder.parent / f"{folder.name}.json"
+        made_with.parent.mkdir(parents=True, exist_ok=True)
+        made_with.write_text(json.dumps(self.settings(row, seed), indent=1))
         begun = folder / "checkpoint_last.pth"
         resume = ["--resume", str(begun)] if begun.exists() else []
         command = [sys.executable, "-m", "lavis_itm_plugins.cli.main", "train", "--cfg-path", row.project, *resume]
         done = subprocess.run(
-            [*command, "--options", f"datasets.itm_precomp.root={self.root}", *where, *options, *self.common],
+            [*command, "--options", *self.options(row, seed)],
             env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
             capture_output=True,
             text=True,
@@ -95,9 +102,30 @@ class Runs:
             raise RuntimeError(f"{row.name}, seed {seed}: {done.stderr.strip()[-2000:]}")
         return time.monotonic() - started
 
+    def options(self, row: Row, seed: int) -> list[str]:
+        """What the row's run is made with, beside its project file."""
+        folder, after = self.path(row.name, seed), "" if row.after is None else str(self.path(row.after, seed))
+        own = [option.replace("{after}", after) for option in row.options]
+        where = [f"run.output_dir={folder.parent}", f"run.itm.run_name={folder.name}", f"run.seed={seed}"]
+        return [f"datasets.itm_precomp.root={self.root}", *where, *own, *self.common]
+
+    def settings(self, row: Row, seed: int) -> dict[str, Any]:
+        """What tells a run from one of another plan of the same name."""
+        return {"project": Path(row.project).read_text(encoding="utf-8"), "options": self.options(row, seed)}
+
+    def check(self, row: Row, seed: int) -> None:
+        """Refuse a run that was made with other settings: its figures would count as this plan's."""
+        folder = self.path(row.name, seed)
+        made_with = folder.parent / f"{folder.name}.json"
+        if made_with.exists() and json.loads(made_with.read_text()) != self.settings(row, seed):
+            raise SystemExit(f"{folder} was made with other settings; remove it, or give another --output-dir")
+
 
 def complete(plan: Plan, runs: Runs, seeds: list[int], jobs: int) -> None:
     """Make every run that is missing, `jobs` at a time, a row only after the one that it starts from."""
+    for row in plan.rows:
+        for seed in seeds:
+            runs.check(row, seed)
     waiting = [(row, seed) for seed in seeds for row in plan.rows if runs.last(row.name, seed) is None]
     print(f"{plan.name}: {len(waiting)} of {len(plan.rows) * len(seeds)} runs to do", flush=True)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -116,33 +144,32 @@ def complete(plan: Plan, runs: Runs, seeds: list[int], jobs: int) -> None:
 
 
 def table(plan: Plan, runs: Runs, seeds: list[int]) -> str:
-    """Markdown: each metric's mean and standard deviation, and the first one's gain with its standard error."""
+    """Markdown: each metric's mean and standard deviation, and its gain over the row's reference."""
     values = {row.name: [runs.last(row.name, seed) or {} for seed in seeds] for row in plan.rows}
-    head = " | ".join(f"{metric}, mean (sd)" for metric in plan.metrics)
-    lines = [
-        f"| row | {plan.metrics[0]} by seed | {head} | gain (standard error) |",
-        "|---" * (len(plan.metrics) + 3) + "|",
-    ]
-    for name, results in values.items():
-        first = [result.get(plan.metrics[0], math.nan) for result in results]
-        spread = [
-            f"{statistics.mean(own):.{digits}f} ({statistics.stdev(own) if len(own) > 1 else math.nan:.{digits}f})"
-            for metric in plan.metrics
-            for own in [[result.get(metric, math.nan) for result in results]]
-            for digits in [1 if metric.endswith("sum") else 3]
-        ]
-        base = [result.get(plan.metrics[0], math.nan) for result in values[plan.reference]]
-        gained = "" if name == plan.reference else gain(first, base)
-        lines.append(f"| {name} | {' '.join(f'{v:.1f}' for v in first)} | {' | '.join(spread)} | {gained} |")
+    head = [part for metric in plan.metrics for part in (f"{metric}, mean (sd)", "gain (standard error)")]
+    lines = [f"| row | {plan.metrics[0]} by seed | {' | '.join(head)} |", "|---" * (len(head) + 2) + "|"]
+    for row in plan.rows:
+        reference = row.reference or plan.reference
+        by_seed = " ".join(f"{result.get(plan.metrics[0], math.nan):.1f}" for result in values[row.name])
+        cells = []
+        for metric in plan.metrics:
+            digits = 1 if metric.endswith("sum") else 3
+            own, base = ([result.get(metric, math.nan) for result in values[name]] for name in (row.name, reference))
+            spread = statistics.stdev(own) if len(own) > 1 else math.nan
+            cells += [f"{statistics.mean(own):.{digits}f} ({spread:.{digits}f})"]
+            cells += ["" if row.name == reference else gain(own, base, digits)]
+        over = f" (over {row.reference})" if row.reference else ""
+        lines.append(f"| {row.name}{over} | {by_seed} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def gain(values: list[float], base: list[float]) -> str:
+def gain(values: list[float], base: list[float], digits: int) -> str:
     """Difference of the means, and its standard error (Welch)."""
+    difference = f"{statistics.mean(values) - statistics.mean(base):+.{digits}f}"
     if len(values) < 2 or len(base) < 2:
-        return f"{statistics.mean(values) - statistics.mean(base):+.1f}"
+        return difference
     error = math.sqrt(statistics.variance(values) / len(values) + statistics.variance(base) / len(base))
-    return f"{statistics.mean(values) - statistics.mean(base):+.1f} ({error:.1f})"
+    return f"{difference} ({error:.{digits}f})"
 
 
 def main() -> int:

@@ -1,26 +1,41 @@
 """Train on generated pictures and show what was learned; needs no data, no GPU, no network.
 
-Draws pictures of simple scenes with five captions each, trains itm_vse on them from random weights, and prints the
-recalls on held-out pictures before and after.
+Draws pictures of simple scenes with five captions each, trains itm_vse on them from random weights, then goes on from
+there with each training method for a few epochs, beside plain training for as many steps. Prints the recalls on
+held-out pictures, and how well scores follow the known relevance of every caption (Kendall's tau).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import time
+from pathlib import Path
 
 from lavis_itm_plugins.cli.tables import recall_table
 
-PROJECT = "projects/baseline/train/scenes.yaml"
-FULL = ["run.max_epoch=30", "datasets.itm_scenes.train=6000"]
+PLAIN = "projects/baseline/train/scenes.yaml"
+FIRST = ["run.max_epoch=4", "run.itm.graded.labels.source=scenes"]
+# the same few epochs for every row that goes on from the plain run
+CONTINUED = ["run.max_epoch=2", "run.init_lr=5e-4", "run.warmup_steps=20", "run.itm.graded.labels.source=scenes"]
+ROWS = {
+    "plain": (PLAIN, []),
+    "DBL": ("projects/dbl/train/scenes_frozen.yaml", ["model.dbl.anchor={start}"]),
+    "AOQ": ("projects/aoq/train/scenes.yaml", ["model.candidates.source={start}"]),
+    "BCLS": ("projects/bcls/train/scenes.yaml", []),
+    "CODER": ("projects/coder/train/scenes.yaml", []),
+}
+FULL = ["run.max_epoch=20", "datasets.itm_scenes.train=6000"]
+FULL_CONTINUED = ["run.max_epoch=10", "datasets.itm_scenes.train=6000"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = __doc__.split("\n\n", 1)[1]
-    parser.add_argument("--full", action="store_true", help="more pictures and more epochs, about half an hour")
-    parser.add_argument("--output-dir", default="runs", help="where the run folder goes (default: %(default)s)")
+    parser.add_argument("--full", action="store_true", help="more pictures and more epochs, about two hours")
+    parser.add_argument("--output-dir", default="runs", help="where the run folders go (default: %(default)s)")
+    parser.add_argument("--methods", nargs="*", metavar="NAME", choices=[*ROWS], help="only these rows after the first")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides, such as run.seed=2")
 
 
@@ -28,18 +43,37 @@ def run(given: argparse.Namespace) -> int:
     """Train, test, print the table."""
     print("loading LAVIS ...", flush=True)
     started = time.monotonic()
-    options = [f"run.output_dir={given.output_dir}", *(FULL if given.full else []), *given.options]
     # LAVIS prints the whole configuration; here only our own lines are of interest
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("lavis_itm_plugins").setLevel(logging.INFO)
     from lavis_itm_plugins.evaluating import evaluate_checkpoint
     from lavis_itm_plugins.train import run_training
 
-    untrained = evaluate_checkpoint(PROJECT, None, options=options)
-    runner = run_training(PROJECT, options)
-    trained = evaluate_checkpoint(runner.folder.config, runner.folder.best)
-    print(f"\n{trained.n_images} test pictures, {trained.n_captions} captions; recalls in percent")
-    print(recall_table({"itm_vse, untrained": untrained.metrics, "itm_vse, trained": trained.metrics}))
-    print(f"\ntook {time.monotonic() - started:.0f} s; run folder: {runner.folder.path}")
-    print(f"next: lavis-itm evaluate {runner.folder.path} --split val")
+    folder = [f"run.output_dir={given.output_dir}"]
+    options = [*folder, *FIRST, *(FULL if given.full else []), *given.options]
+    untrained = evaluate_checkpoint(PLAIN, None, options=options)
+    first = run_training(PLAIN, options).folder
+    rows = {"untrained": untrained.metrics, "itm_vse": test_metrics(first.path)}
+    folders = {"itm_vse": first.path}
+    for name, (project, its_own) in ROWS.items():
+        if given.methods is not None and name not in given.methods:
+            continue
+        print(f"\n{name}: on from {first.path}", flush=True)
+        own = [option.format(start=first.path) for option in its_own]
+        shared = [*folder, *CONTINUED, *(FULL_CONTINUED if given.full else []), f"model.finetuned={first.best}"]
+        row = f"+ {name}"
+        folders[row] = run_training(project, [*shared, *own, *given.options]).folder.path
+        rows[row] = test_metrics(folders[row])
+    print(f"\n{untrained.n_images} test pictures, {untrained.n_captions} captions; recalls in percent, tau against the")
+    print("known relevance; the rows with + go on from itm_vse for the same number of steps")
+    print(recall_table(rows))
+    print(f"\ntook {time.monotonic() - started:.0f} s; run folders:")
+    print("\n".join(f"  {path}" for path in folders.values()))
+    print(f"next: lavis-itm evaluate {first.path} --split val")
     return 0
+
+
+def test_metrics(folder: Path) -> dict[str, float]:
+    """What a finished run wrote of its test split."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return next(line for line in reversed(lines) if line["split"] == "test")

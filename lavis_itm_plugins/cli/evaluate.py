@@ -4,6 +4,7 @@ examples:
   lavis-itm evaluate runs/20260101-120000-itm_vse
   lavis-itm evaluate runs/20260101-120000-itm_vse --split val --checkpoint runs/other/checkpoint_best.pth
   lavis-itm evaluate my.yaml --checkpoint checkpoint.pth --options run.itm.coco_1k_folds=5
+  lavis-itm evaluate runs/20260101-120000-itm_bcls --graded cider
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lavis_itm_plugins.cli.tables import recall_table
+from lavis_itm_plugins.cli.tables import graded_table, recall_table
 from lavis_itm_plugins.errors import ItmError
 
 
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default=None, choices=("train", "val", "test"), help="default: test, or else val")
     parser.add_argument("--checkpoint", help="default: checkpoint_best.pth of the run folder")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the configuration")
+    parser.add_argument(
+        "--graded", choices=("cider", "sentence", "scenes"), help="also compare with relevance labels of this source"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write all metrics to this file")
 
 
@@ -32,8 +36,11 @@ def run(given: argparse.Namespace) -> int:
     config_path, checkpoint = locate(given.run, given.checkpoint)
     from lavis_itm_plugins.evaluating import evaluate_checkpoint
 
-    result = evaluate_checkpoint(config_path, checkpoint, split=given.split, options=given.options)
+    graded = [f"run.itm.graded.labels.source={given.graded}"] if given.graded else []
+    result = evaluate_checkpoint(config_path, checkpoint, split=given.split, options=[*graded, *given.options])
     print(recall_table(rows_of(result.metrics, result.split)))
+    if "txt_ndcg" in result.metrics:
+        print(graded_table(result.metrics))
     print(f"{result.n_images} images, {result.n_captions} captions, {config_path}, {checkpoint}")
     if given.json:
         try:

@@ -9,7 +9,20 @@ import warnings
 from collections.abc import Sequence
 
 from lavis_itm_plugins import __version__
-from lavis_itm_plugins.cli import data, demo, doctor, evaluate, listing, train
+from lavis_itm_plugins.cli import (
+    concepts,
+    data,
+    demo,
+    doctor,
+    encode,
+    ensemble,
+    evaluate,
+    import_official,
+    listing,
+    mine,
+    relevance,
+    train,
+)
 from lavis_itm_plugins.errors import ItmError, did_you_mean
 
 COMMANDS = {
@@ -17,6 +30,12 @@ COMMANDS = {
     "evaluate": evaluate,
     "demo": demo,
     "data": data,
+    "relevance": relevance,
+    "concepts": concepts,
+    "encode": encode,
+    "mine": mine,
+    "ensemble": ensemble,
+    "import-official": import_official,
     "list": listing,
     "doctor": doctor,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from lavis_itm_plugins.evaluation.arrays import ImageIds, image_ids, score_array
 from lavis_itm_plugins.evaluation.folds import FoldCounter
@@ -26,6 +27,7 @@ def evaluate_tiles(
     memory_budget_mb: float = 1024,
     bytes_per_pair: int = 16,
     folds: int = 0,
+    progress: bool = False,
 ) -> dict[str, float]:
     """``retrieval_metrics`` of all pairs, from tiles in bounded memory, and of the folds from the same tiles.
 
@@ -38,6 +40,7 @@ def evaluate_tiles(
         images, captions, score, memory_budget_mb, bytes_per_pair: as ``score_tiles``.
         caption_image: (n_captions,) integers, the row of each caption's image.
         folds: above 0, adds the metrics of ``coco_1k_folds`` under the same keys with the prefix ``folds_``.
+        progress: show a bar on a terminal.
 
     Raises:
         ItmError: as ``score_tiles`` and ``retrieval_metrics``.
@@ -54,6 +57,7 @@ def evaluate_tiles(
     grid = tile_grid(*shape, memory_budget_mb=memory_budget_mb * _TILE_SHARE, bytes_per_pair=bytes_per_pair)
     kept: dict[int, NDArray[Any]] = {}
     room = memory_budget_mb * _KEPT_SHARE * 2**20
+    bar = tqdm(total=len(grid), desc="score tiles", leave=False, disable=None if progress else True)
     for number, tile in enumerate(grid):
         if whole.holds_positives(*tile):
             scores = score_array(score_tile(images, captions, score, *tile))
@@ -62,9 +66,15 @@ def evaluate_tiles(
             if scores.nbytes <= room:
                 room -= scores.nbytes
                 kept[number] = scores.copy()
+                bar.update()
     for number, tile in enumerate(grid):
-        scores = kept.pop(number) if number in kept else score_array(score_tile(images, captions, score, *tile))
+        if number in kept:
+            scores = kept.pop(number)
+        else:
+            scores = score_array(score_tile(images, captions, score, *tile))
+            bar.update()
         for counter in counters:
             counter.update(*tile, scores)
+    bar.close()
     metrics = whole.metrics()
     return metrics | {FOLDS_PREFIX + key: value for counter in counters[1:] for key, value in counter.metrics().items()}

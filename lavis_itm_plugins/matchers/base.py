@@ -41,7 +41,11 @@ class Matcher(Trainable):
 
     arch: ClassVar[str]
     config_class: ClassVar[type]
+    # makes what a checkpoint's list of words means
+    vocabulary_class: ClassVar[type] = Vocabulary
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {}
+    # of an evaluation tile, see `tile_grid`; a network whose scores cost more than a product says more
+    bytes_per_pair: ClassVar[int] = 16
 
     def __init__(self, config: Any, vocabulary: Vocabulary | None = None) -> None:
         """With `config` None the network is built by the first checkpoint that is loaded."""
@@ -86,9 +90,13 @@ class Matcher(Trainable):
         """LAVIS's contract: scores (n_images, n_captions) and their transpose, as arrays on the CPU."""
         images, captions, _ = encode_split(self, data_loader)
         scores = np.empty((len(images), len(captions)), dtype=np.float32)
-        for rows, columns, tile in score_tiles(images, captions, self.score):
+        for rows, columns, tile in score_tiles(images, captions, self.score, bytes_per_pair=self.bytes_per_pair):
             scores[rows, columns] = tile.float().cpu().numpy()
         return scores, scores.T
+
+    def momentum_twin(self) -> Any | None:
+        """The momentum copy that this network has and moves by itself, as a matcher; None where it has none."""
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +169,7 @@ class Matcher(Trainable):
             raise ItmError(f"{source} holds a {description['arch']}, not a {self.arch}; load it under that name")
         self.config = parse(self.config_class, description["config"], source)
         words = description["vocabulary"]
-        self.vocabulary = Vocabulary(words) if words else None
+        self.vocabulary = self.vocabulary_class(words) if words else None
         self.build()
 
     def _check_built(self) -> None:

@@ -72,9 +72,7 @@ class VseMatcher(Matcher):
         vocabulary = None
         if config.text.kind != "bert":
             vocabulary = _vocabulary(config, stored)
-        if config.image.kind == "regions" and config.image.dim is None:
-            dim = stored["config"]["image"]["dim"] if stored else feature_size()
-            config = replace(config, image=replace(config.image, dim=dim))
+        config = cls.completed(config, stored["config"] if stored else None)
         if weights:
             # published weights would be fetched only to be overwritten
             config = replace(config, image=replace(config.image, pretrained=False))
@@ -84,6 +82,14 @@ class VseMatcher(Matcher):
             model.image_encoder.input_norm.fit(feature_sample())
         model.load_checkpoint_from_config(cfg)
         return model
+
+    @classmethod
+    def completed(cls, config: Any, stored: Mapping[str, Any] | None) -> Any:
+        """The configuration with what only the data know, or the configuration `stored` in a checkpoint."""
+        if config.image.kind == "regions" and config.image.dim is None:
+            dim = stored["image"]["dim"] if stored else feature_size()
+            config = replace(config, image=replace(config.image, dim=dim))
+        return config
 
     def encode_images(self, samples: Mapping[str, Any]) -> Encoded:
         """Unit vectors (n, embed_dim) of `samples["image"]`; `image_mask` leaves regions out."""
