@@ -181,7 +181,7 @@ def _explain(given: argparse.Namespace) -> int:
 
     coder = Coder.from_pretrained("full")
     coder.load_checkpoint(checkpoint)
-    vectors = coder.eval().matcher.encode_captions(given.caption).pooled
+    vectors = coder.eval().tower(coder.scored_tower)[0].encode_captions(given.caption).pooled
     for caption, found in zip(given.caption, coder.top_concepts(vectors, "caption", given.count), strict=True):
         print(f"{caption}: {', '.join(f'{word} {share:.2f}' for word, share in found)}")
     return 0

@@ -16,14 +16,15 @@ from pathlib import Path
 from lavis_itm_plugins.cli.tables import recall_table
 
 PLAIN = "projects/baseline/train/scenes.yaml"
-FIRST = ["run.max_epoch=4", "run.itm.graded.labels.source=scenes"]
+SHARED = ["datasets.itm_scenes.train=2000", "run.itm.graded.labels.source=scenes"]
+FIRST = ["run.max_epoch=5"]
 # the same few epochs for every row that goes on from the plain run
-CONTINUED = ["run.max_epoch=2", "run.init_lr=5e-4", "run.warmup_steps=20", "run.itm.graded.labels.source=scenes"]
+CONTINUED = ["run.max_epoch=2", "run.init_lr=5e-4", "run.warmup_steps=20"]
 ROWS = {
     "plain": (PLAIN, []),
     "DBL": ("projects/dbl/train/scenes_frozen.yaml", ["model.dbl.anchor={start}"]),
     "AOQ": ("projects/aoq/train/scenes.yaml", ["model.candidates.source={start}"]),
-    "BCLS": ("projects/bcls/train/scenes.yaml", []),
+    "BCLS": ("projects/bcls/train/scenes.yaml", ["model.base_loss.warmup_epochs=0"]),
     "CODER": ("projects/coder/train/scenes.yaml", []),
 }
 FULL = ["run.max_epoch=20", "datasets.itm_scenes.train=6000"]
@@ -49,8 +50,8 @@ def run(given: argparse.Namespace) -> int:
     from lavis_itm_plugins.evaluating import evaluate_checkpoint
     from lavis_itm_plugins.train import run_training
 
-    folder = [f"run.output_dir={given.output_dir}"]
-    options = [*folder, *FIRST, *(FULL if given.full else []), *given.options]
+    everywhere = [*SHARED, f"run.output_dir={given.output_dir}"]
+    options = [*everywhere, *FIRST, *(FULL if given.full else []), *given.options]
     untrained = evaluate_checkpoint(PLAIN, None, options=options)
     first = run_training(PLAIN, options).folder
     rows = {"untrained": untrained.metrics, "itm_vse": test_metrics(first.path)}
@@ -60,7 +61,7 @@ def run(given: argparse.Namespace) -> int:
             continue
         print(f"\n{name}: on from {first.path}", flush=True)
         own = [option.format(start=first.path) for option in its_own]
-        shared = [*folder, *CONTINUED, *(FULL_CONTINUED if given.full else []), f"model.finetuned={first.best}"]
+        shared = [*everywhere, *CONTINUED, *(FULL_CONTINUED if given.full else []), f"model.finetuned={first.best}"]
         row = f"+ {name}"
         folders[row] = run_training(project, [*shared, *own, *given.options]).folder.path
         rows[row] = test_metrics(folders[row])

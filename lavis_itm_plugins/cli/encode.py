@@ -34,6 +34,7 @@ def run(given: argparse.Namespace) -> int:
     """Encode and write."""
     config_path, checkpoint = locate(given.run, given.checkpoint)
     print("loading LAVIS ...", flush=True)
+    from lavis_itm_plugins.data.joined import training_set
     from lavis_itm_plugins.distributed import rank
     from lavis_itm_plugins.evaluating import open_run
     from lavis_itm_plugins.matchers.encode import encode_split
@@ -44,20 +45,27 @@ def run(given: argparse.Namespace) -> int:
     if images.pooled is None or captions.pooled is None:
         raise ItmError(f"{matcher.arch} has no single vector for an image or a caption; nothing to write")
     if rank() == 0:
-        _write(Path(given.output), given, matcher, loader.dataset, (images.pooled, captions.pooled, caption_image))
+        arrays = images.pooled, captions.pooled, caption_image
+        _write(Path(given.output), given, matcher, loader.dataset, arrays, training_set(opened.datasets))
     return 0
 
 
-def _write(folder: Path, given: argparse.Namespace, matcher: Any, dataset: Any, arrays: tuple[Any, Any, Any]) -> None:
+def _write(
+    folder: Path, given: argparse.Namespace, matcher: Any, dataset: Any, arrays: tuple[Any, Any, Any], training: Any
+) -> None:
     import numpy as np
 
     from lavis_itm_plugins.data.fingerprint import fingerprint
-    from lavis_itm_plugins.methods.candidates import model_identity
+    from lavis_itm_plugins.methods.candidates import model_identity, training_identity
     from lavis_itm_plugins.mining.store import data_identity, write_json
 
     images, captions, caption_image = arrays
     dtype = np.float16 if given.float16 else np.float32
-    data = data_identity(dataset.text, caption_image, len(images), fingerprint(dataset), given.split)
+    if given.split == "train":
+        # as itm_aoq knows it, which may train with lists that are mined from these files
+        data = training_identity(training)
+    else:
+        data = data_identity(dataset.text, caption_image, len(images), fingerprint(dataset), given.split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "image_embeds.npy", images.float().cpu().numpy().astype(dtype))
@@ -66,7 +74,7 @@ def _write(folder: Path, given: argparse.Namespace, matcher: Any, dataset: Any, 
         (folder / "captions.json").write_text(json.dumps(dataset.text), encoding="utf-8")
         write_json(folder / "meta.json", {"data": data, "model": model_identity(matcher)})
     except OSError as error:
-        raise ItmError(f"cannot write {folder}: {error.strerror}; choose another --output") from None
+        raise ItmError(f"cannot write {folder}: {error.strerror or error}; choose another --output") from None
     print(
         f"{len(images)} images and {len(captions)} captions of {given.split}, {images.shape[1]} values each: {folder}"
     )

@@ -2,12 +2,14 @@
 
 examples:
   lavis-itm mine runs/round_one
-  lavis-itm mine runs/round_one --split train --captions-per-image 300 --images-per-caption 60 --output candidates
-  lavis-itm mine --image-embeds image_embeds.npy --caption-embeds caption_embeds.npy --captions captions.json
+  lavis-itm mine runs/round_one --captions-per-image 300 --images-per-caption 60 --output candidates
+  lavis-itm mine --image-embeds embeddings/image_embeds.npy --caption-embeds embeddings/caption_embeds.npy
+  lavis-itm mine --image-embeds a.npy --caption-embeds b.npy --captions captions.json
   torchrun --nproc-per-node 2 -m lavis_itm_plugins.cli.main mine runs/round_one
 
 The lists go into a folder named by a hash of what they were mined from; give it to itm_aoq as
-model.candidates.source. Started again after a kill, the command goes on.
+model.candidates.source. Started again after a kill, the command goes on. In a folder that `lavis-itm encode` wrote, the
+captions and what they belong to are found beside the embeddings.
 """
 
 from __future__ import annotations
@@ -109,12 +111,12 @@ def _from_files(given: argparse.Namespace) -> Path:
     from lavis_itm_plugins.mining.mine import caption_images
     from lavis_itm_plugins.mining.store import array_digest, text_digest
 
-    settings = _settings(given)
+    settings, beside = _settings(given), _encoded_beside(given)
     images, captions = _array(given.image_embeds), _array(given.caption_embeds)
     scorer = DotProducts(images, captions, normalize=given.normalize)
     if not given.inner_product:
         scorer.check_unit()
-    owners = caption_images(_owners(given, len(images), len(captions)), len(images), len(captions))
+    owners = caption_images(_owners(given.caption_image, len(images), len(captions)), len(images), len(captions))
     texts = _texts(given.captions) if given.captions else None
     exclusions = Exclusions(owners, len(images), captions=texts if settings.duplicates else None)
     lengths = settings.captions_per_image, settings.images_per_caption
@@ -122,6 +124,9 @@ def _from_files(given: argparse.Namespace) -> Path:
     data: dict[str, Any] = {"n_images": len(images), "n_captions": len(captions), "caption_image": array_digest(owners)}
     if texts is not None:
         data["captions"] = text_digest(texts)
+    # other arrays than those that the description is of keep what is known of them
+    if all(beside.get(key) == value for key, value in data.items()):
+        data = beside
     model = {"image_embeds": array_digest(images), "caption_embeds": array_digest(captions)}
     score = {"normalize": given.normalize, "inner_product": given.inner_product}
     made_from = {"data": data, "model": model, "settings": asdict(settings) | score}
@@ -142,12 +147,27 @@ def _array(path: str | None) -> Any:
         raise ItmError(f"{path} cannot be read as a .npy array ({error}); is it complete?") from None
 
 
-def _owners(given: argparse.Namespace, n_images: int, n_captions: int) -> Any:
+def _encoded_beside(given: argparse.Namespace) -> dict[str, Any]:
+    """What `encode` says of the data of both files; it fills in the other files that it wrote and nobody gave."""
+    folder = Path(given.image_embeds).parent
+    files = (folder / "image_embeds.npy", folder / "caption_embeds.npy")
+    if (Path(given.image_embeds), Path(given.caption_embeds or "")) != files or not (folder / "meta.json").is_file():
+        return {}
+    given.captions = given.captions or str(folder / "captions.json")
+    given.caption_image = given.caption_image or str(folder / "caption_image.npy")
+    try:
+        data: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ItmError(f"{folder / 'meta.json'} is damaged; encode again") from None
+    return data
+
+
+def _owners(path: str | None, n_images: int, n_captions: int) -> Any:
     """Each caption's image row: as given, or in equal groups."""
     import numpy as np
 
-    if given.caption_image:
-        return _array(given.caption_image)
+    if path:
+        return _array(path)
     if not n_images or n_captions % n_images:
         raise ItmError(f"{n_captions} captions are no whole number for each of {n_images} images; give --caption-image")
     return np.arange(n_captions) // (n_captions // n_images)

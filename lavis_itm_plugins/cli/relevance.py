@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--encoder", help="folder or hub name of a sentence encoder (sentence)")
         action.add_argument("--reduce", choices=("max", "mean"), help="over an image's captions")
         action.add_argument("--cache", help="folder of computed labels; default LAVIS_ITM_CACHE or ~/.cache/lavis-itm")
+    build.add_argument("--device", default="auto", help="auto, cpu or cuda, of the encoder (default: %(default)s)")
     show.add_argument("--examples", type=int, default=10, help="pairs with high labels to print (default: %(default)s)")
     show.add_argument("--sample", type=int, default=1000, help="images and captions looked at (default: %(default)s)")
 
@@ -64,7 +65,7 @@ def _labels(given: argparse.Namespace) -> tuple[Any, Any]:
         LabelConfig, {**(project.model_cfg.get("labels") or {}), **chosen}, f"{given.cfg_path}: model.labels"
     )
     started = time.monotonic()
-    labels = training_labels(config)
+    labels = training_labels(config, device=getattr(given, "device", "auto"))
     print(
         f"labels from {config.source} of {labels.n_images} images and {len(labels.caption_image)} captions: "
         f"{time.monotonic() - started:.1f} s"

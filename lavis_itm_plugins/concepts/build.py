@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from lavis_itm_plugins.concepts.cache import cached_conceptnet, cached_vectors, write_attribution
 from lavis_itm_plugins.concepts.graph import MODES, SOURCES, build_concept_graph, summarise
-from lavis_itm_plugins.concepts.vectors import concept_vectors
-from lavis_itm_plugins.concepts.vocabulary import concept_vocabulary, load_tagger
+from lavis_itm_plugins.concepts.vectors import concept_vectors, is_numberbatch
+from lavis_itm_plugins.concepts.vocabulary import concept_vocabulary, load_tagger, tagged_words
 from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.errors import ItmError
 
@@ -71,22 +71,26 @@ def make_concepts(captions: Sequence[str], recipe: ConceptRecipe, cache: Path) -
         )
     kinds = concept_vocabulary(captions, recipe.size, min_count=recipe.min_count, tagger=tagger)
     source = recipe.source or ("both" if recipe.conceptnet else "cooccurrence")
-    known = None
+    known, shared_alike = None, False
     if recipe.conceptnet and source != "cooccurrence":
         # over all words of the captions: another number of concepts then needs no other reading
         every_word = concept_vocabulary(captions, sys.maxsize, min_count=recipe.min_count, tagger=tagger)
-        known = cached_conceptnet(SHIPPED.get(recipe.conceptnet, recipe.conceptnet), list(every_word), cache)
+        shared_alike = recipe.conceptnet not in SHIPPED
+        path = SHIPPED.get(recipe.conceptnet, recipe.conceptnet)
+        known = cached_conceptnet(path, list(every_word), cache, shared_alike=shared_alike)
         report_reading(known)
-    graph = build_concept_graph(captions, list(kinds), source=source, conceptnet=known, mode=recipe.mode, k=recipe.k)
+    # as the tagger read them: no rule knows that "saw" may be see
+    read = captions if tagger is None else tagged_words(captions, tagger)
+    graph = build_concept_graph(read, list(kinds), source=source, conceptnet=known, mode=recipe.mode, k=recipe.k)
     nx.set_node_attributes(graph, kinds, "kind")
     vectors = None
     if recipe.vectors:
         found = cached_vectors(recipe.vectors, list(kinds), cache)
         log.info("word vectors: %d of %d concepts have one", len(found), len(kinds))
         vectors = concept_vectors(graph, found)
+        shared_alike = shared_alike or is_numberbatch(recipe.vectors)
     report(graph)
-    derived = (known is not None and recipe.conceptnet not in SHIPPED) or vectors is not None
-    return Concepts(graph, vectors, derived)
+    return Concepts(graph, vectors, shared_alike)
 
 
 def report_reading(known: nx.MultiDiGraph[str]) -> None:
@@ -116,6 +120,8 @@ def save_concepts(concepts: Concepts, folder: str | Path) -> None:
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
+        if concepts.shared_alike:
+            write_attribution(target)
         graph = concepts.graph
         parts = {"graph": graph.graph, "nodes": list(graph.nodes(data=True)), "edges": list(graph.edges(data=True))}
         content = {"shared_alike": concepts.shared_alike, **parts}
@@ -123,9 +129,7 @@ def save_concepts(concepts: Concepts, folder: str | Path) -> None:
         if concepts.vectors is not None:
             np.save(target / VECTORS_FILE, concepts.vectors)
     except OSError as error:
-        raise ItmError(f"cannot write {target}: {error.strerror}; choose another folder") from None
-    if concepts.shared_alike:
-        write_attribution(target)
+        raise ItmError(f"cannot write {target}: {error.strerror or error}; choose another folder") from None
 
 
 def load_concepts(folder: str | Path) -> Concepts:

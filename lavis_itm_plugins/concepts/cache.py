@@ -15,7 +15,7 @@ import networkx as nx
 import numpy as np
 
 from lavis_itm_plugins.concepts.conceptnet import ATTRIBUTION, GAINS, read_conceptnet
-from lavis_itm_plugins.concepts.vectors import Vectors, read_word_vectors
+from lavis_itm_plugins.concepts.vectors import Vectors, is_numberbatch, read_word_vectors
 from lavis_itm_plugins.errors import ItmError
 
 log = logging.getLogger(__name__)
@@ -25,32 +25,36 @@ ATTRIBUTION_FILE = "CONCEPTNET_LICENSE.txt"
 _MEBIBYTE = 1 << 20
 
 
-def cached_conceptnet(path: str | Path, vocabulary: Sequence[str], root: Path) -> nx.MultiDiGraph[str]:
+def cached_conceptnet(
+    path: str | Path, vocabulary: Sequence[str], root: Path, *, shared_alike: bool = True
+) -> nx.MultiDiGraph[str]:
     """``read_conceptnet`` of a file, from the cache below `root` when the same was read before.
 
-    The licence is written beside the cached file. Safe against being killed and against several processes at once: a
-    file appears whole or not at all, and one that cannot be read is made again. Raises ItmError as reading does, and
-    when the cache is not writable.
+    The licence is put there first, unless the assertions are not ConceptNet's (`shared_alike`). Safe against being
+    killed and against several processes at once: a file appears whole or not at all, and one that cannot be read is
+    made again. Raises ItmError as reading does, and when the cache is not writable.
     """
+    if shared_alike:
+        write_attribution(root)
     entry = root / f"conceptnet-{content_key(path, vocabulary, GAINS)}.npz"
     stored = _load(entry, ("start", "end", "relation", "weight"))
     if stored is not None:
         return _graph_of(stored, vocabulary)
     graph = read_conceptnet(path, vocabulary)
-    write_attribution(root)
     _save(entry, _arrays_of(graph, vocabulary), {**graph.graph, "edges": graph.number_of_edges()})
     return graph
 
 
 def cached_vectors(path: str | Path, words: Sequence[str], root: Path) -> Vectors:
     """``read_word_vectors``, kept as ``cached_conceptnet`` keeps assertions; Numberbatch has ConceptNet's licence."""
+    if is_numberbatch(path):
+        write_attribution(root)
     entry = root / f"vectors-{content_key(path, words, {})}.npz"
     stored = _load(entry, ("rows", "vectors"))
     if stored is None:
         found = read_word_vectors(path, words)
         rows = [row for row, word in enumerate(words) if word in found]
         vectors = np.asarray([found[words[row]] for row in rows], dtype=np.float32)
-        write_attribution(root)
         _save(entry, {"rows": np.asarray(rows, dtype=np.int32), "vectors": vectors}, {"edges": len(rows)})
         return found
     return {words[row]: vector for row, vector in zip(stored["rows"], stored["vectors"], strict=True)}
@@ -66,7 +70,7 @@ def content_key(path: str | Path, words: Sequence[str], gains: Mapping[str, floa
             content.seek(max(about.st_size - _MEBIBYTE, 0))
             last = content.read(_MEBIBYTE)
     except OSError as error:
-        raise ItmError(f"cannot read {path}: {error.strerror}; check the path") from None
+        raise ItmError(f"cannot read {path}: {error.strerror or error}; check the path") from None
     told = json.dumps([VERSION, about.st_size, about.st_mtime_ns, list(words), sorted(gains.items())])
     return hashlib.sha256(first + last + told.encode()).hexdigest()[:32]
 
@@ -77,7 +81,7 @@ def write_attribution(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ATTRIBUTION_FILE).write_text(ATTRIBUTION, encoding="utf-8")
     except OSError as error:
-        raise ItmError(f"cannot write {folder}: {error.strerror}; choose a folder you may write to") from None
+        raise ItmError(f"cannot write {folder}: {error.strerror or error}; choose a folder you may write to") from None
 
 
 def _arrays_of(graph: nx.MultiDiGraph[str], vocabulary: Sequence[str]) -> dict[str, Any]:
@@ -133,4 +137,4 @@ def _save(entry: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> N
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise ItmError(f"cannot write {entry}: {error.strerror}; choose a folder you may write to") from None
+        raise ItmError(f"cannot write {entry}: {error.strerror or error}; choose a folder you may write to") from None

@@ -6,6 +6,7 @@ import gzip
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import networkx as nx
@@ -61,6 +62,15 @@ def read_word_vectors(path: str | Path, words: Sequence[str], *, language: str =
         log.warning("%s: %d lines of wanted words are broken and left out", path, bad)
     best = {word: next((form for form in _forms(word) if form in found), None) for word in words}
     return {word: found[form] for word, form in best.items() if form is not None}
+
+
+def is_numberbatch(path: str | Path) -> bool:
+    """Whether word vectors are ConceptNet Numberbatch: by the file's name, or by rows named `/c/en/word`.
+
+    Raises ItmError when the file cannot be read.
+    """
+    first = list(islice(_lines(Path(path).expanduser()), 2))
+    return "numberbatch" in Path(path).name.lower() or any(line.startswith(b"/c/") for line in first)
 
 
 def concept_vectors(graph: nx.DiGraph[str], known: Vectors) -> npt.NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -101,6 +101,11 @@ def load_tagger(name: str = "en_core_web_sm") -> Any | None:
         return spacy.load(name, disable=["parser", "ner"])
     except (ImportError, OSError):
         return None
+
+
+def tagged_words(captions: Iterable[str], tagger: Any) -> Iterator[list[str]]:
+    """The base forms of each caption's words by a spaCy pipeline, those that may be concepts."""
+    return (sorted({word for word, _ in found}) for found in _tagged_by(tagger)(captions))
 
 
 class ConceptFinder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lavis.common.config import Config
 from lavis.common.registry import registry
@@ -70,4 +69,3 @@ def _read(path: Path, options: Sequence[str]) -> DictConfig:
     # OmegaConf answers a file that is no mapping with OSError, and odd merges with TypeError
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
         raise ItmError(f"{path}: {' '.join(str(error).split())}") from error
-

@@ -14,12 +14,14 @@ import numpy.typing as npt
 from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.data.lookup import configured_builders, training_texts
 from lavis_itm_plugins.data.scenes import SceneSplit, default_cache_root, load_scenes, relevance_matrix
+from lavis_itm_plugins.devices import check_device
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.relevance import (
     CaptionLabels,
     CiderSimilarity,
     DocumentFrequency,
     RelevanceLabels,
+    SentenceSimilarity,
     cached_cider,
     cached_sentences,
 )
@@ -65,17 +67,17 @@ class SceneLabels:
         return relevance_matrix([self._scenes[row] for row in images], [self._claims[row] for row in captions])
 
 
-def training_labels(config: LabelConfig) -> RelevanceLabels:
+def training_labels(config: LabelConfig, *, device: str = "auto") -> RelevanceLabels:
     """Labels of the training items of all configured data sets; computed and kept on the disk where they are not yet.
 
-    Rows are those of the training items (`index`) and their image ids. Raises ItmError for a source that the data do
-    not have.
+    `device` is where a sentence encoder runs: `auto` takes a GPU where there is one. Rows are those of the training
+    items (`index`) and their image ids. Raises ItmError for a source that the data do not have.
     """
     if config.source == "scenes":
         return SceneLabels(_scenes("train"))
     captions, caption_image = training_texts()
     if config.source == "sentence":
-        similarity: Any = cached_sentences(captions, str(config.encoder), config.root)
+        similarity: Any = _sentences(config, captions, device)
     else:
         similarity = cached_cider(captions, caption_image, config.root)
     return CaptionLabels(similarity, caption_image, reduce=config.reduce)
@@ -94,10 +96,15 @@ def split_labels(
             raise ItmError("labels.source: scenes knows only the splits of itm_scenes; choose cider or sentence")
         return SceneLabels(_scenes(split))
     if config.source == "sentence":
-        similarity: Any = cached_sentences(captions, str(config.encoder), config.root)
+        similarity: Any = _sentences(config, captions, "auto")
     else:
         similarity = _cider_of_split(captions)
     return CaptionLabels(similarity, caption_image, reduce=config.reduce)
+
+
+def _sentences(config: LabelConfig, captions: Sequence[str], device: str) -> SentenceSimilarity:
+    device = check_device(device, "--device")
+    return cached_sentences(captions, str(config.encoder), config.root, device=device)
 
 
 def _cider_of_split(captions: Sequence[str]) -> CiderSimilarity:

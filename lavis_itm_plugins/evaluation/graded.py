@@ -143,13 +143,19 @@ def matrix_block(matrix: NDArray[Any]) -> ScoreBlock:
     return lambda rows, columns: matrix[np.ix_(rows, columns)]
 
 
-def score_block(images: Items, captions: Items, score: ScoreFunction, *, memory_budget_mb: float = 1024) -> ScoreBlock:
-    """Blocks of scores from embeddings that take an array of rows as an index; scored when they are asked for."""
+def score_block(
+    images: Items, captions: Items, score: ScoreFunction, *, memory_budget_mb: float = 1024, bytes_per_pair: int = 16
+) -> ScoreBlock:
+    """Blocks of scores from embeddings that take an array of rows as an index; scored when they are asked for.
+
+    ``memory_budget_mb`` and ``bytes_per_pair`` as in ``score_tiles``.
+    """
+    limits: dict[str, Any] = {"memory_budget_mb": memory_budget_mb, "bytes_per_pair": bytes_per_pair}
 
     def block(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[Any]:
         scores = np.empty((len(rows), len(columns)), dtype=np.float32)
         chosen = _rows_of(images, rows), _rows_of(captions, columns)
-        for top, left, tile in score_tiles(*chosen, score, memory_budget_mb=memory_budget_mb):
+        for top, left, tile in score_tiles(*chosen, score, **limits):
             scores[top, left] = score_array(tile)
         return scores
 

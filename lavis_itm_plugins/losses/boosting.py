@@ -176,6 +176,7 @@ def contrastive_boosting_loss(
 
 
 @torch.no_grad()
+@float32_island
 def boosting_statistics(
     target: Tensor,
     anchor: Tensor,

@@ -56,6 +56,7 @@ def distillation_loss(
         form: "cross_entropy" | "kl" | "reverse_kl" | "scores".
         temperature: above 0, of both distributions; a 0-d tensor gets a gradient. Not used by "scores".
         positives: bool (B, B), True where image ids match: such cells leave both distributions; the diagonal stays.
+            "scores" counts every cell, these too: two captions of an image have a score to keep.
         reduction: "sum" over the 2B queries | "mean": each direction's mean over queries with a valid negative, then
             the two averaged; as in `boosting_loss`, so that equal weights compare like with like.
 

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from numbers import Real
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from torch import Tensor
 from lavis_itm_plugins.errors import ItmError, unknown_name
 
 _P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
-def float32_island(loss: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
+def float32_island(loss: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorator: the loss sees its half-precision tensors as float32 and runs outside autocast; float64 stays float64.
 
     >>> double = float32_island(lambda scores: 2 * scores)
@@ -28,7 +29,7 @@ def float32_island(loss: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
     """
 
     @functools.wraps(loss)
-    def island(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+    def island(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         device = tensors[0].device.type if tensors else "cpu"
         with torch.autocast(device, enabled=False):

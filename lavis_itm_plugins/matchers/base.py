@@ -45,7 +45,7 @@ class Matcher(Trainable):
     vocabulary_class: ClassVar[type] = Vocabulary
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {}
     # of an evaluation tile, see `tile_grid`; a network whose scores cost more than a product says more
-    bytes_per_pair: ClassVar[int] = 16
+    bytes_per_pair: int = 16
 
     def __init__(self, config: Any, vocabulary: Vocabulary | None = None) -> None:
         """With `config` None the network is built by the first checkpoint that is loaded."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class SetMatcher(VseMatcher):
 
     config_class = SetConfig
     # beside its own small tiles, which a scorer cuts by itself
-    bytes_per_pair: ClassVar[int] = 1024
+    bytes_per_pair = 1024
 
     def build(self) -> None:
         """Make both encoders, without a pooling."""

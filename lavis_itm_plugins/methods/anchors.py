@@ -26,9 +26,9 @@ from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.matchers.base import DESCRIPTION, Matcher, matcher_state
 from lavis_itm_plugins.matchers.encode import encode_split
+from lavis_itm_plugins.matchers.loading import load_matcher
 from lavis_itm_plugins.methods.base import encode_batch
 from lavis_itm_plugins.momentum import MomentumCopy, OwnCopy
-from lavis_itm_plugins.registry import registered
 from lavis_itm_plugins.runners.loaders import EvalBatches, make_loader
 
 log = logging.getLogger(__name__)
@@ -44,13 +44,7 @@ class FrozenAnchor:
     def __init__(self, path: str | Path) -> None:
         """Raises ItmError when the file is missing or holds no matcher."""
         self.path = anchor_file(path)
-        state = matcher_state(read_checkpoint(self.path), str(self.path))
-        network = registered("model").get((state.get(DESCRIPTION) or {}).get("arch"))
-        if network is None:
-            raise ItmError(f"anchor {self.path} does not say what network it is; give a checkpoint of this plugin")
-        self.matcher: Matcher = network(None)
-        self.matcher.load_checkpoint(self.path)
-        self.matcher.requires_grad_(False).eval()
+        self.matcher = load_matcher(self.path).requires_grad_(False)
         self.content = content_of(self.matcher)
         self._cached: tuple[Encoded, Encoded, Tensor] | None = None
 
@@ -101,6 +95,26 @@ def anchor_file(path: str | Path) -> Path:
     """The checkpoint that a person means: a file, or the best one of a run folder."""
     path = Path(path).expanduser()
     return path / "checkpoint_best.pth" if path.is_dir() else path
+
+
+def check_anchor(anchor: str, matcher: Mapping[str, Any]) -> None:
+    """Raise ItmError when there is no checkpoint, or one of another network, which the matcher shall start from.
+
+    `matcher` is a checked section, whose `finetuned` is the anchor's file where the target starts as the anchor.
+    """
+    file = anchor_file(anchor)
+    if not file.is_file():
+        raise ItmError(
+            f"model.dbl.anchor: {anchor} holds no checkpoint; train a plain matcher first and give its run folder"
+        )
+    if matcher.get("finetuned") != str(file):
+        return
+    described = matcher_state(read_checkpoint(file), str(file)).get(DESCRIPTION) or {}
+    if described.get("arch", matcher["arch"]) != matcher["arch"]:
+        raise ItmError(
+            f"model.dbl.anchor: {anchor} holds a {described['arch']}, from which a target that is a {matcher['arch']} "
+            "cannot start; set dbl.from_anchor: false"
+        )
 
 
 def content_of(module: nn.Module) -> str:
@@ -158,7 +172,21 @@ class MomentumSchedule:
         return f"momentum {self.start:g}{rises}: half of it is new {said}, {end}"
 
 
-class OwnMomentumAnchor(OwnCopy):
+class CountedUpdates(nn.Module):
+    """An anchor that counts the target's updates."""
+
+    updates: Tensor
+
+    def check_moves(self, batch: Mapping[str, Any]) -> None:
+        """Raise ItmError when the first epoch ended without an update: nobody calls the hooks after a step."""
+        if batch.get("epoch", 0) and not batch.get("iters", 0) and not int(self.updates):
+            raise ItmError(
+                "the momentum anchor did not move in the first epoch, since this task tells the model of no step; "
+                "set run.task: itm_retrieval"
+            )
+
+
+class OwnMomentumAnchor(OwnCopy, CountedUpdates):
     """The momentum towers that the target has for its own losses; it moves them with a constant momentum."""
 
     def __init__(self, twin: Any) -> None:
@@ -176,10 +204,8 @@ class OwnMomentumAnchor(OwnCopy):
         self.updates += 1
 
 
-class MomentumAnchor(MomentumCopy):
+class MomentumAnchor(MomentumCopy, CountedUpdates):
     """A moving average of the target that counts its own updates."""
-
-    updates: Tensor
 
     def __init__(self, matcher: Matcher) -> None:
         super().__init__(matcher)

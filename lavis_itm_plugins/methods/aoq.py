@@ -166,7 +166,7 @@ class Aoq(Method):
         """Forget the lists of a run whose checkpoint this one starts from; say early what would stop it later."""
         plan, fresh = self.config.candidates, not (context.state.epoch or context.state.step)
         if fresh:
-            self.setup({})
+            self.lists.forget()
         if plan.source is not None and fresh and not Path(plan.source).expanduser().exists():
             raise ItmError(f"model.candidates.source: {plan.source} does not exist; give a run folder of round one")
         if plan.source is None and fresh and not plan.start_epoch and not self._starts_trained(context):

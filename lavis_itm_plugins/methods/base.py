@@ -35,6 +35,9 @@ class Trainable(BaseModel):
     def before_epoch(self, epoch: int, context: Any) -> None:
         """Called before each epoch, on every rank."""
 
+    def before_validation(self, context: Any) -> None:
+        """Called after each epoch's steps, before the validation splits are scored, on every rank."""
+
     def after_step(self) -> None:
         """Called after each optimiser step that was taken."""
 

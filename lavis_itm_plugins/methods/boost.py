@@ -96,6 +96,17 @@ class BoostConfig:
         each = [boosting_statistics(target, anchor, **margins, positives=positives) for anchor in anchors]
         return {name: torch.stack([one[name] for one in each]).mean() for name in each[0]}
 
+    def warn_of_own_momentum(self, arch: str) -> None:
+        """Say which settings do nothing where the anchor is the momentum copy that a network has by itself."""
+        defaults = BoostConfig()
+        names = ("momentum", "momentum_schedule", "momentum_warmup", "momentum_from")
+        ignored = [name for name in names if getattr(self, name) != getattr(defaults, name)]
+        if ignored:
+            log.warning(
+                "model.dbl: %s is not used, since %s moves its own momentum towers, which are the anchor; set %s",
+                *(", ".join(ignored), arch, "model.matcher.momentum"),
+            )
+
     def _margins(self, base: BaseLoss) -> dict[str, Any]:
         return {"form": self.form, "margin": base.margin, "beta": self.beta, "gamma": self.gamma}
 
@@ -103,7 +114,9 @@ class BoostConfig:
 class ActivityLog:
     """Says at the end of each epoch whether the boost did anything in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, loss: str = "boost") -> None:
+        """`loss` is `model.dbl.loss`; of `none` there is nothing to say."""
+        self._loss = loss
         self._active: list[Tensor] = []
 
     def add(self, batch: Mapping[str, Any], told: Mapping[str, Tensor]) -> None:
@@ -112,22 +125,26 @@ class ActivityLog:
         if step == 0:
             self._active.clear()
         self._active.append(told["active_hinges"])
-        if step + 1 == steps:
+        if step + 1 == steps and self._loss != "none":
             log.info(
                 "dbl: %s; in the last step positives gained %.3f over the anchor, mined negatives %.3f",
-                activity(float(torch.stack(self._active).mean())),
+                activity(float(torch.stack(self._active).mean()), self._loss),
                 *(float(told["positive_gain"]), float(told["negative_gain"])),
             )
 
 
-def activity(active: float) -> str:
-    """The share of active hinges in words.
+def activity(active: float, loss: str = "boost") -> str:
+    """The share of active hinges in words; the other losses have no hinges, and no margin to change.
 
     >>> activity(0.01)
     'the boost is asleep (1% of its hinges are active; a larger model.dbl.beta or another anchor asks for more)'
     >>> activity(0.4)
     'the boost is at work (40% of its hinges are active)'
+    >>> activity(0.4, "distill_kl")
+    'distill_kl: in 40% of the queries a negative gained more over the anchor than the positive'
     """
+    if loss != "boost":
+        return f"{loss}: in {active:.0%} of the queries a negative gained more over the anchor than the positive"
     share = f"{active:.0%} of its hinges are active"
     if active < ASLEEP:
         return f"the boost is asleep ({share}; a larger model.dbl.beta or another anchor asks for more)"

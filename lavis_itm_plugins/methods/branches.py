@@ -44,6 +44,7 @@ class AveragedBranches(Matcher):
     def __init__(self, branches: Sequence[Matcher]) -> None:
         super().__init__(None)
         self.branches = nn.ModuleList(branches)
+        self.bytes_per_pair = sum(branch.bytes_per_pair for branch in branches)
         self.training = branches[0].training
 
     def encode_images(self, samples: Mapping[str, Any]) -> Encoded:

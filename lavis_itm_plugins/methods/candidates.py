@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.data.datasets import CaptionDataset, CaptionEvalDataset
 from lavis_itm_plugins.data.fingerprint import fingerprint
 from lavis_itm_plugins.data.randomness import seeded
-from lavis_itm_plugins.distributed import barrier, rank
+from lavis_itm_plugins.distributed import barrier, copy_from_first_rank, from_first_rank, rank
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.matchers.encode import encode_split
 from lavis_itm_plugins.methods.anchors import FrozenAnchor, content_of
@@ -70,6 +71,14 @@ class MinedLists:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with these lists."""
         self.history, self.epoch = list(state["history"]), state["epoch"]
+
+    def forget(self) -> None:
+        """Start without any lists."""
+        self.history, self.epoch = [], None
+
+    def __deepcopy__(self, memo: Any) -> MinedLists:
+        # an averaged copy of the model trains with the same lists, and its checkpoint shall name the present ones
+        return self
 
     def at(self, epoch: int, context: Any) -> Candidates:
         """The lists to train an epoch with; mined when it is due, by all ranks together.
@@ -165,9 +174,15 @@ def training_identity(dataset: CaptionDataset) -> dict[str, Any]:
 
 
 def model_identity(matcher: Any) -> dict[str, Any]:
-    """Which weights and which words scored."""
+    """Which network with which weights and which words scored."""
     words = matcher.vocabulary.words if matcher.vocabulary else []
-    return {"arch": matcher.arch, "weights": content_of(matcher), "vocabulary": text_digest(words)}
+    settings = json.dumps(asdict(matcher.config), sort_keys=True)
+    return {
+        "arch": matcher.arch,
+        "config": text_digest([settings]),
+        "weights": content_of(matcher),
+        "vocabulary": text_digest(words),
+    }
 
 
 @torch.no_grad()
@@ -182,19 +197,31 @@ def mine_training_set(
 ) -> Path:
     """The folder below `root` with the lists of a training set by a matcher's scores; all ranks work, and all get it.
 
-    The matcher is in evaluation mode, and no region is dropped. Raises ItmError as `build_candidates`.
+    The matcher is in evaluation mode meanwhile, and no region is dropped. Raises ItmError as `build_candidates`.
     """
-    made_from = {
-        "data": training_identity(dataset),
-        "model": model_identity(matcher),
-        "settings": asdict(settings),
-    }
+    # batch statistics differ between ranks, and with them scores and the name of the folder
+    copy_from_first_rank(matcher)
+    made_from = from_first_rank(
+        {"data": training_identity(dataset), "model": model_identity(matcher), "settings": asdict(settings)}
+    )
+    training = matcher.training
+    matcher.eval()
+    try:
+        return build_candidates(root, _job(matcher, dataset, settings, batch_size, memory_budget_mb), made_from)
+    finally:
+        matcher.train(training)
+
+
+def _job(
+    matcher: Any, dataset: CaptionDataset, settings: MiningSettings, batch_size: int, memory_budget_mb: float
+) -> MiningJob:
+    """What is to be mined, with everything encoded."""
     view = CaptionEvalDataset(dataset.split)
     loader = make_loader(view, EvalBatches(len(view), batch_size), workers=0, seed=0, pin=False)
     images, captions, caption_image = encode_split(matcher, loader)
     scorer = MatcherScores(matcher, images, captions)
     texts = dataset.split.captions if settings.duplicates else None
-    job = MiningJob(
+    return MiningJob(
         scorer,
         caption_image,
         Exclusions(caption_image, len(images), captions=texts),
@@ -204,7 +231,6 @@ def mine_training_set(
         memory_budget_mb,
         matcher.bytes_per_pair,
     )
-    return build_candidates(root, job, made_from)
 
 
 def staleness(old: Candidates, new: Candidates, sampled: int = 2000) -> dict[str, float]:

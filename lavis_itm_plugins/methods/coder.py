@@ -10,6 +10,7 @@ labels are reconstructed. Call results "CODER-style"; docs/methods/coder.md says
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,16 +27,28 @@ from lavis_itm_plugins.losses.diversity import weighted_contrast
 from lavis_itm_plugins.methods.base import EncodedBatch, encode_batch, parameter_groups, same_image
 from lavis_itm_plugins.methods.coder_branches import SIDES, ConceptBranch, FusedMatcher
 from lavis_itm_plugins.methods.coder_config import CoderConfig
-from lavis_itm_plugins.methods.coder_keys import KeyTower, Step
+from lavis_itm_plugins.methods.coder_keys import KeyTower, Step, Vectors, flat
 from lavis_itm_plugins.methods.coder_labels import PseudoLabels
-from lavis_itm_plugins.methods.coder_selection import FUSION_WEIGHTS, choose_evaluated, health, log_health
-from lavis_itm_plugins.methods.coder_setup import describe, embed_dim, make_branch, prepare_concepts
+from lavis_itm_plugins.methods.coder_selection import (
+    FUSION_WEIGHTS,
+    check_heard,
+    choose_evaluated,
+    health,
+    log_health,
+    warn_of_runner,
+)
+from lavis_itm_plugins.methods.coder_setup import (
+    check_same_concepts,
+    describe,
+    embed_dim,
+    make_branch,
+    prepare_concepts,
+)
 from lavis_itm_plugins.methods.method import Method
 from lavis_itm_plugins.momentum.dictionary import EMPTY
 from lavis_itm_plugins.registry import register_model
 
-# unit vectors (B, d) by branch ("instance", "concept") and side ("image", "caption")
-Vectors = dict[str, dict[str, Tensor]]
+log = logging.getLogger(__name__)
 
 
 @register_model("itm_coder")
@@ -67,6 +80,9 @@ class Coder(Method):
             known = stored.get("concepts") or prepare_concepts(concept)
             self.concept = make_branch(concept, dim, known)
             self.about_concepts = known if stored.get("concepts") else describe(known)
+        self._stored_concepts = bool(stored.get("concepts"))
+        self._unheard = 0
+        warn_of_runner()
         self.labels = None if labels is None else PseudoLabels(labels, dim)
         self.keys = KeyTower(self.matcher, self.concept, self.config.dictionary, dim, copies=self.config.needs_keys)
         self.register_buffer("fusion_weight", torch.tensor(FUSION_WEIGHTS[0]))
@@ -75,6 +91,10 @@ class Coder(Method):
         # every rank enqueues the same keys; DDP would send all of them before each step
         rings = self.keys.dictionaries.named_buffers(prefix="keys.dictionaries")
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in rings]
+
+    def renew_copies(self) -> None:
+        """The key tower starts from the matcher's new weights."""
+        self.keys.restart()
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The losses of both branches over the batch of all ranks, and numbers that show a collapse."""
@@ -92,8 +112,8 @@ class Coder(Method):
         if self.labels is not None:
             codes = self.labels.codes(rows, self.keys.newest(self.labels.config.extra_rows))
             parts["loss_labels"] = self.labels.weight(batch) * self.labels(online["concept"], codes)
-        self._remember(batch, Step(encoded.image_ids, self._items(batch), _flat(keys), rows, codes))
-        return parts | health(_flat(online), self.keys.filled, codes)
+        self._remember(batch, Step(encoded.image_ids, self._items(batch), flat(keys), rows, codes))
+        return parts | health(flat(online), self.keys.filled, codes)
 
     def vectors(self, encoded: EncodedBatch, branch: ConceptBranch | None) -> Vectors:
         """Both branches' vectors of an encoded batch; without a concept branch those of the other."""
@@ -130,19 +150,13 @@ class Coder(Method):
             similarities = torch.cat([fresh, queries @ ring.keys.T], dim=1)
         return weighted_contrast(
             *(fresh.diagonal(), similarities, torch.cat([others, old], dim=1)),
-            temperature=self.temperature,
+            temperature=self.config.temperature,
             form=dcl.form,
             kind=dcl.weighting,
             beta=dcl.beta,
             slope=dcl.slope,
             offset=dcl.offset,
         )
-
-    @property
-    def temperature(self) -> float:
-        """Of the contrastive losses: their own, else the base loss's, else 0.05."""
-        base = self.config.base_loss
-        return self.config.dcl.temperature or (base.temperature if base is not None else None) or 0.05
 
     def _other_losses(
         self, batch: Mapping[str, Any], encoded: EncodedBatch, online: Vectors, keys: Vectors
@@ -165,19 +179,30 @@ class Coder(Method):
 
     def _remember(self, batch: Mapping[str, Any], step: Step) -> None:
         """Keep it for `after_step`; what was kept of a group of batches that was skipped is forgotten."""
-        if batch.get("iters", 0) % int(run_setting("accum_grad_iters", 1)) == 0:
+        together = int(run_setting("accum_grad_iters", 1))
+        if batch.get("iters", 0) % together == 0:
             self._steps.clear()
         self._steps.append(step)
+        self._unheard += 1
+        check_heard(self._unheard / together)
 
     def after_step(self) -> None:
         """Move the key tower, then store the step's keys and move the prototypes."""
         super().after_step()
+        self._unheard = 0
         self.keys.follow()
         for step in self._steps:
             self.keys.store(step)
             if self.labels is not None:
                 self.labels.follow(step.rows, step.codes)
         self._steps.clear()
+
+    def before_training(self, context: Any) -> None:
+        """Forget the keys of a run whose checkpoint this one starts from; its concepts stay."""
+        if not (context.state.epoch or context.state.step):
+            self.keys.forget()
+            if self._stored_concepts:
+                log.info("the concepts are the checkpoint's; settings of model.concept that choose others are not used")
 
     def before_validation(self, context: Any) -> None:
         """Say how the dictionaries are, and choose tower and fusion weight on the first validation split."""
@@ -191,12 +216,16 @@ class Coder(Method):
         """Matcher and concept branch, "online" or their "momentum" copies."""
         return (self.matcher, self.concept) if name == "online" else self.keys.copies()
 
+    @property
+    def scored_tower(self) -> str:
+        """Which tower is deployed."""
+        if self.config.scored != "best":
+            return self.config.scored
+        return "momentum" if bool(self.key_tower_scored) else "online"
+
     def evaluated(self) -> Any:
         """Both branches of the scored tower as one matcher; the matcher itself without a concept branch."""
-        scored = self.config.scored
-        if scored == "best":
-            scored = "momentum" if bool(self.key_tower_scored) else "online"
-        matcher, branch = self.tower(scored)
+        matcher, branch = self.tower(self.scored_tower)
         given = self.config.fusion_weight
         weight = float(self.fusion_weight) if given is None else given
         return matcher.evaluated() if branch is None else FusedMatcher(matcher, branch, weight)
@@ -205,15 +234,14 @@ class Coder(Method):
     def top_concepts(self, vectors: Tensor, side: str, count: int = 5) -> list[list[tuple[str, float]]]:
         """The concepts that instance vectors (n, d) of a side find, largest share first: an explanation.
 
+        The vectors are of the scored tower, `tower(scored_tower)`, and its concept branch is asked.
         Raises ItmError when there is no concept branch.
         """
         if self.concept is None:
             raise ItmError("this itm_coder has no concept branch; train it with concept: true")
         words = self.about_concepts["words"]
-        shares, rows = self.concept.attention(vectors, side, self.concept.concepts()).topk(
-            min(count, len(words)), dim=1
-        )
-        pairs = zip(rows.tolist(), shares.tolist(), strict=True)
+        _, branch = self.tower(self.scored_tower)
+        pairs = zip(*branch.strongest(vectors, side, count), strict=True)
         return [[(words[row], share) for row, share in zip(*pair, strict=True)] for pair in pairs]
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -230,20 +258,10 @@ class Coder(Method):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Refuse weights over other concepts: the rows of the graph would mean other words."""
-        mine, theirs = self.about_concepts, state.get("concepts")
-        if mine and theirs and mine["words"] != theirs["words"]:
-            raise ItmError(
-                f"the checkpoint has other concepts ({len(theirs['words'])}) than this model ({len(mine['words'])}); "
-                "use the captions and concept settings it was trained with"
-            )
+        check_same_concepts(self.about_concepts, state.get("concepts"))
 
     def write_assets(self, folder: Path) -> None:
         """The matcher's assets, and ConceptNet's licence where the checkpoint holds what is derived from it."""
         super().write_assets(folder)
         if self.about_concepts and self.about_concepts["shared_alike"]:
             write_attribution(folder)
-
-
-def _flat(vectors: Vectors) -> dict[str, Tensor]:
-    """Vectors by the name of their dictionary, such as "image_concept"."""
-    return {f"{side}_{name}": x.detach() for name, sides in vectors.items() for side, x in sides.items()}

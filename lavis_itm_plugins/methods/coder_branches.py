@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,6 +68,12 @@ class ConceptBranch(nn.Module):
                 logits = (asked.tanh() * self.mix.weight) @ keys.tanh().T + self.mix.bias
             return (self.sharpness * logits).softmax(dim=1)
 
+    def strongest(self, vectors: Tensor, side: str, count: int) -> tuple[list[list[int]], list[list[float]]]:
+        """Rows and shares of the concepts with the largest shares in each vector, largest first."""
+        concepts = self.concepts()
+        shares, rows = self.attention(vectors, side, concepts).topk(min(count, len(concepts)), dim=1)
+        return rows.tolist(), shares.tolist()
+
     def forward(self, vectors: Tensor, side: str, concepts: Tensor) -> Tensor:
         """Concept-level unit vectors (n, embed_dim)."""
         shares = self.attention(vectors, side, concepts)
@@ -79,18 +86,35 @@ def _uniform(rows: int, columns: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(rows, columns).uniform_(-limit, limit))
 
 
+@dataclass(frozen=True)
+class Fusion:
+    """What a `FusedMatcher` is, apart from its weights: the matcher's settings, how concepts are asked, and the mix."""
+
+    matcher: Any
+    query: str
+    sharpness: float
+    weight: float
+
+
 class FusedMatcher(nn.Module):
     """Both branches as one matcher: the cosines of the instance and the concept vectors, weighted and added.
 
     Each item is one unit vector [sqrt(weight) x ; sqrt(1 - weight) c], so any index of vectors serves it.
     """
 
+    arch = "itm_coder"
     compute_sim_matrix = Matcher.compute_sim_matrix
+    # its score is a product, whatever the matcher's is
+    bytes_per_pair = Matcher.bytes_per_pair
 
     def __init__(self, matcher: Any, branch: ConceptBranch, weight: float) -> None:
         super().__init__()
         self.matcher, self.branch, self.weight = matcher, branch, weight
         self.training = matcher.training
+        self.config = Fusion(matcher.config, branch.query_kind, branch.sharpness, weight)
+        self.vocabulary = matcher.vocabulary
+        # the matcher's head scores the best pairs of the fused scores again
+        self.reranks = getattr(matcher, "reranks", False)
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +137,18 @@ class FusedMatcher(nn.Module):
     def score_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
         """Scores (n,) of aligned pairs."""
         return (images.pooled * captions.pooled).sum(dim=1)
+
+    def image_states(self, samples: Mapping[str, Any]) -> Tensor:
+        """What the matcher's image-text matching head looks at."""
+        return self.matcher.image_states(samples)
+
+    def tokens(self, captions: Sequence[str]) -> Any:
+        """Captions as the matcher's head reads them."""
+        return self.matcher.tokens(captions)
+
+    def itm_logits(self, image_states: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
+        """The head's logits (n, 2) of aligned pairs."""
+        return self.matcher.itm_logits(image_states, tokens)
 
     def _fused(self, encoded: Encoded, side: str) -> Encoded:
         vectors = encoded.pooled

@@ -95,6 +95,12 @@ class CoderConfig(MethodConfig):
         return LabelConfig() if isinstance(self.labels, bool) else self.labels
 
     @property
+    def temperature(self) -> float:
+        """Of the contrastive losses: their own, else the base loss's, else 0.05."""
+        base = self.base_loss
+        return self.dcl.temperature or (base.temperature if base is not None else None) or 0.05
+
+    @property
     def needs_keys(self) -> bool:
         """Whether anything asks for the key tower."""
         dcl = self.dcl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.methods.coder_branches import SIDES, ConceptBranch
 from lavis_itm_plugins.methods.coder_config import DictionaryConfig
-from lavis_itm_plugins.momentum import Dictionary, MomentumCopy, momentum_copy
+from lavis_itm_plugins.momentum import Dictionary, MomentumCopy, OwnCopy, momentum_copy
+
+log = logging.getLogger(__name__)
+
+
+# unit vectors (B, d) by branch ("instance", "concept") and side ("image", "caption")
+Vectors = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,11 @@ class Step:
     keys: dict[str, Tensor]
     rows: Tensor
     codes: Tensor | None
+
+
+def flat(vectors: Vectors) -> dict[str, Tensor]:
+    """Vectors by the name of their dictionary, such as "image_concept"."""
+    return {f"{side}_{name}": x.detach() for name, sides in vectors.items() for side, x in sides.items()}
 
 
 class KeyTower(nn.Module):
@@ -37,6 +49,10 @@ class KeyTower(nn.Module):
         super().__init__()
         self.settings = settings
         self.matcher = momentum_copy(matcher, settings.momentum) if copies else None
+        if isinstance(self.matcher, OwnCopy):
+            log.info(
+                "the matcher moves its own momentum towers; dictionary.momentum and ramp are of the concepts alone"
+            )
         self.concept = MomentumCopy(concept, settings.momentum) if copies and concept is not None else None
         branches = ("instance",) if concept is None else ("instance", "concept")
         self.dictionaries = nn.ModuleDict(
@@ -70,6 +86,19 @@ class KeyTower(nn.Module):
             if copy is not None:
                 copy.update(momentum)
         self.steps_taken += 1
+
+    def restart(self) -> None:
+        """Make the copies equal to what they are copies of, whose weights were replaced, and empty the rings."""
+        for copy in (self.matcher, self.concept):
+            if copy is not None:
+                copy.update(0.0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Empty the rings, and begin the ramp of the momentum anew."""
+        for ring in self.dictionaries.values():
+            ring.clear()
+        self.steps_taken.zero_()
 
     def store(self, step: Step) -> None:
         """Write a batch's keys over the oldest."""

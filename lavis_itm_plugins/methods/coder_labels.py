@@ -27,7 +27,9 @@ class PseudoLabels(nn.Module):
     def codes(self, rows: Tensor, more: Tensor | None = None) -> Tensor:
         """Labels (n, P) of unit vectors (n, d), balanced over them and `more`; rows sum to 1."""
         everything = rows if more is None else torch.cat([rows, more])
-        scores = everything.detach().to(self.prototypes.dtype) @ self.prototypes.T
+        # divided by a small temperature: never in half precision
+        with torch.autocast(rows.device.type, enabled=False):
+            scores = everything.detach().to(self.prototypes.dtype) @ self.prototypes.T
         codes = sinkhorn_codes(scores, temperature=self.config.temperature, iterations=self.config.iterations)
         return codes[: len(rows)]
 

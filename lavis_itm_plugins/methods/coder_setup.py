@@ -66,3 +66,12 @@ def make_branch(config: ConceptConfig, dim: int, concepts: Concepts | Mapping[st
         words = torch.zeros(len(adjacency), concepts["word_dim"]) if concepts["word_dim"] else None
     shape = {"hidden": config.hidden, "word_dim": config.word_dim}
     return ConceptBranch(adjacency, words, dim, **shape, query=config.query, sharpness=config.sharpness)
+
+
+def check_same_concepts(mine: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> None:
+    """Raise ItmError when a checkpoint is over other words: the rows of the graph would mean other ones."""
+    if mine and theirs and mine["words"] != theirs["words"]:
+        raise ItmError(
+            f"the checkpoint has other concepts ({len(theirs['words'])}) than this model ({len(mine['words'])}); "
+            "use the captions and concept settings it was trained with"
+        )

@@ -32,6 +32,7 @@ from lavis_itm_plugins.methods.anchors import (
     MomentumSchedule,
     OwnMomentumAnchor,
     anchor_file,
+    check_anchor,
     varies,
 )
 from lavis_itm_plugins.methods.base import encode_batch
@@ -73,10 +74,13 @@ class Dbl(Method):
 
     @classmethod
     def parse_config(cls, cfg: Any, section: str = "model") -> DblConfig:
-        """As every method's; a target that starts as its anchor gets the anchor's file as `matcher.finetuned`."""
+        """As every method's; a target that starts as its anchor gets the anchor's file as `matcher.finetuned`.
+
+        Weights that a person gives the matcher win over the anchor; those of its model type do not.
+        """
         config: DblConfig = super().parse_config(cfg, section)
         anchor = config.dbl.anchor if config.dbl.scenario == "frozen" and config.dbl.from_anchor else None
-        if anchor is None or starting_weights(config.matcher):
+        if anchor is None or starting_weights(cfg.get("matcher") or {}):
             return config
         weights = {"load_finetuned": True, "finetuned": str(anchor_file(anchor))}
         return replace(config, matcher={**config.matcher, **weights})
@@ -84,15 +88,17 @@ class Dbl(Method):
     @classmethod
     def from_config(cls, cfg: Any) -> Dbl:
         """As every method's; `finetuned` of a matcher alone is where all branches start."""
-        weights, anchor = starting_weights(cfg), cls.parse_config(cfg).dbl.anchor
-        if weights is None and anchor is not None and not anchor_file(anchor).is_file():
-            raise ItmError(
-                f"model.dbl.anchor: {anchor} holds no checkpoint; train a plain matcher first and give its run folder"
-            )
+        weights, config = starting_weights(cfg), cls.parse_config(cfg)
+        if weights is None and config.dbl.anchor is not None:
+            check_anchor(config.dbl.anchor, config.matcher)
         if weights is not None and not _holds_dbl(weights):
             start = {"matcher": {"load_finetuned": True, "finetuned": weights}, "load_finetuned": False}
             cfg = OmegaConf.merge(OmegaConf.create(cfg), start, {"load_pretrained": False})
-        return super().from_config(cfg)
+        model = super().from_config(cfg)
+        if config.dbl.scenario == "frozen" and not run_setting("evaluate", True):
+            # now: a copy of the model for averaged weights must know the anchor too
+            model._load_anchor()
+        return model
 
     def setup(self, stored: Mapping[str, Any]) -> None:
         """Make the anchor, or the peers: the first is the matcher that was built, and the target the last branch."""
@@ -102,19 +108,27 @@ class Dbl(Method):
         # the anchor of the checkpoint that this one is made from, and the one that a resumed run must have
         self._known_anchor, self._required_anchor = stored.get("anchor"), None
         self._made_from_checkpoint = bool(stored)
-        self._activity = ActivityLog()
+        self._activity = ActivityLog(self.config.dbl.loss)
         self._total_updates = self._updates_per_epoch = 1
         boost = self.config.dbl
         if boost.scenario == "momentum":
             twin = self.matcher.momentum_twin()
             self.momentum_anchor = MomentumAnchor(self.matcher) if twin is None else OwnMomentumAnchor(twin)
+            if twin is not None:
+                boost.warn_of_own_momentum(self.matcher.arch)
         elif boost.scenario == "peer":
             same = boost.same_start or starting_weights(self.config.matcher) is not None
             others = [new_peer(self.matcher, self.seed, k, same_start=same) for k in range(1, boost.branches)]
             self.peers.extend([self.matcher, *others[:-1]])
             self.matcher = others[-1]
-        elif not (stored or run_setting("evaluate", True)):
-            self._load_anchor()
+
+    def renew_copies(self) -> None:
+        """Every branch and the momentum anchor start from the matcher's new weights."""
+        for peer in self.peers:
+            peer.load_state_dict(self.matcher.state_dict())
+        if self.config.dbl.scenario == "momentum":
+            self.momentum_anchor.update(0.0)
+            self.momentum_anchor.updates.zero_()
 
     @property
     def branches(self) -> list[Any]:
@@ -141,6 +155,8 @@ class Dbl(Method):
         scenario = self.config.dbl.scenario
         if scenario == "peer":
             return []
+        if scenario == "momentum" and self.training:
+            self.momentum_anchor.check_moves(batch)
         return [self.momentum_anchor.scores(batch) if scenario == "momentum" else self._load_anchor().scores(batch)]
 
     def _pass(self, number: int, batch: Mapping[str, Any]) -> BranchPass:

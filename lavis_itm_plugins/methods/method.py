@@ -63,6 +63,9 @@ class Method(Trainable):
         `stored` is the extra state of the checkpoint that will be loaded, or empty on a fresh start.
         """
 
+    def renew_copies(self) -> None:
+        """Called when the matcher alone got a checkpoint's weights: renew what was copied from it."""
+
     def encoded(self, batch: Mapping[str, Any]) -> EncodedBatch:
         """The batch of all ranks through the matcher; no positives are marked under `official`."""
         encoded = encode_batch(self.matcher, batch)
@@ -143,7 +146,9 @@ class Method(Trainable):
             self.config = config
             self._hold(matcher, stored)
         if stored is None:
-            return self.matcher.load_checkpoint(url_or_filename)
+            message = self.matcher.load_checkpoint(url_or_filename)
+            self.renew_copies()
+            return message
         return load_strictly(self, checkpoint.get("model", checkpoint), source)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -168,7 +173,9 @@ def resolve_matcher(section: Mapping[str, Any], base_loss: BaseLoss | None, sect
         defaults = OmegaConf.load(network.default_config_path(str(model_type)))
     except ItmError as error:
         raise ItmError(f"{where(section_name)}.model_type: {error}") from None
-    whole = merged(OmegaConf.to_container(defaults)["model"], dict(section))
+    # OmegaConf's sections below the first level are no dictionaries, and would hide the defaults
+    given = OmegaConf.to_container(OmegaConf.create(dict(section)), resolve=True)
+    whole = merged(OmegaConf.to_container(defaults)["model"], given)
     if base_loss is not None:
         whole["base_loss"] = asdict(base_loss)
     config = network.parse_config(OmegaConf.create(whole), section_name)

@@ -36,14 +36,14 @@ def build_candidates(root: str | Path, job: MiningJob, made_from: Mapping[str, A
     """
     root = Path(root)
     folder = root / fingerprint_of(made_from)
-    if from_first_rank(is_complete(folder)):
+    if from_first_rank(rank() == 0 and is_complete(folder)):
         return folder
     part = root / f".{folder.name}.part"
     with _explained(root):
         root.mkdir(parents=True, exist_ok=True)
         with _only_process(root / f".{folder.name}.lock"):
             # another process may have mined it meanwhile
-            if not from_first_rank(is_complete(folder)):
+            if not from_first_rank(rank() == 0 and is_complete(folder)):
                 part.mkdir(exist_ok=True)
                 sections = _Sections(part, job)
                 sections.mine(rank(), world_size())
@@ -149,5 +149,6 @@ def _explained(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ItmError(
-            f"cannot write candidate lists to {root}: {error.strerror}; free some space or choose another folder"
+            f"cannot write candidate lists to {root}: {error.strerror or error}; free some space or choose another "
+            "folder"
         ) from None

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lavis_itm_plugins.distributed import rank
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.mining.negatives import HardNegatives
 
-SCHEMA = 1
+SCHEMA = 2
 META = "meta.json"
 # names as in the official code: i2t lists hold captions of an image, t2i lists images of a caption
 ARRAYS = {
@@ -88,8 +89,8 @@ def write_candidates(folder: Path, mined: HardNegatives, caption_image: NDArray[
             np.save(file, array)
             file.flush()
             os.fsync(file.fileno())
-    sizes = {name: (folder / name).stat().st_size for name in files}
-    meta = {"schema": SCHEMA, "made_from": made_from, "report": mined.report, "bytes": sizes}
+    digests = {name: array_digest(array) for name, array in files.items()}
+    meta = {"schema": SCHEMA, "made_from": made_from, "report": mined.report, "digests": digests}
     write_json(folder / META, meta)
 
 
@@ -108,11 +109,12 @@ def positive_ranks(mined: HardNegatives, caption_image: NDArray[Any]) -> tuple[N
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the folder holds a whole store: every file as long as it was when it was written."""
+    """Whether the folder holds a whole store: every array with the values it was written with."""
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in meta["bytes"].items())
-    except (OSError, ValueError, KeyError):
+        digests = meta["digests"].items()
+        return all(array_digest(np.load(folder / name, mmap_mode="r")) == digest for name, digest in digests)
+    except (OSError, ValueError, KeyError, EOFError):
         return False
 
 
@@ -120,16 +122,19 @@ def open_candidates(folder: str | Path, data: Mapping[str, Any] | None = None) -
     """Open a store by memory map.
 
     Raises ItmError when it is missing or damaged, or when it was mined from other `data`; the field that differs is
-    named. Lists of another model fit: they are only less hard.
+    named. Lists of another model fit: they are only less hard. The first rank reads every value, the others none.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ItmError(f"candidate lists {folder} do not exist; make them with lavis-itm mine")
-    if not is_complete(folder):
-        raise ItmError(f"candidate lists {folder} are damaged or not whole; delete the folder and mine again")
-    meta = json.loads((folder / META).read_text(encoding="utf-8"))
-    if meta["schema"] != SCHEMA:
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        meta = {}
+    if meta.get("schema", SCHEMA) != SCHEMA:
         raise ItmError(f"candidate lists {folder} are of format {meta['schema']}, not {SCHEMA}; mine again")
+    if not meta or (rank() == 0 and not is_complete(folder)):
+        raise ItmError(f"candidate lists {folder} are damaged or not whole; delete the folder and mine again")
     known = meta["made_from"]["data"]
     for key, value in (data or {}).items():
         # lists of foreign embeddings may not know all of it

@@ -21,12 +21,14 @@ def faiss_lists(job: MiningJob, image_embeds: Any, caption_embeds: Any, *, norma
     """Keys of the lists of all images and all captions, equal to those of the tiles up to rounding.
 
     faiss promises no order among equal scores: where candidates tie at the end of what was fetched, more is fetched.
-    Raises ItmError when faiss is not installed, or for filters, which it cannot apply.
+    Raises ItmError when faiss is not installed, for filters, which it cannot apply, and for values that are not finite.
     """
     faiss = require("faiss", "faiss", "backend: faiss")
     if job.limits.images is not None:
         raise ItmError("backend: faiss knows no filters on scores; use backend: torch")
     images, captions = (_as_float32(embeds, normalize) for embeds in (image_embeds, caption_embeds))
+    for name, embeds in (("image_embeds", images), ("caption_embeds", captions)):
+        _check_finite(name, embeds)
     most = job.exclusions.most()
     excluded = np.stack(job.exclusions.pairs(slice(0, len(images))))
     by_image = _search(faiss, images, captions, excluded, job.tiles.captions_per_image, most[0])
@@ -64,6 +66,12 @@ def _fetched(
     keys = best_first(keys, k)
     certain = (keys[:, -1] > candidate_keys(scores[:, -1], np.zeros(len(rows), dtype=np.int64))) | (fetch == len(items))
     return certain, keys
+
+
+def _check_finite(name: str, embeds: NDArray[np.float32]) -> None:
+    bad = np.flatnonzero(~np.isfinite(embeds).all(axis=1))
+    if len(bad):
+        raise ItmError(f"row {bad[0]} of {name} is not finite; check the model or the features that made it")
 
 
 def _as_float32(embeds: Any, normalize: bool) -> NDArray[np.float32]:

@@ -78,6 +78,14 @@ class Dictionary(nn.Module):
         self.pointer.copy_((self.pointer + count) % capacity)
         self.filled.add_(kept).clamp_(max=capacity)
 
+    def clear(self) -> None:
+        """Forget every key."""
+        self.keys.zero_()
+        for marks in (self.image_ids, self.items):
+            marks.fill_(EMPTY)
+        for count in (self.filled, self.pointer):
+            count.zero_()
+
     def negatives_of(self, image_ids: Tensor) -> Tensor:
         """Bool (n, capacity), True where a slot is filled with another image than the query's.
 

@@ -152,6 +152,7 @@ class ItmRunner(RunnerComponents):
 
     def _validate(self, epoch: int) -> None:
         """Score the validation splits; a better rsum writes checkpoint_best, and so does every epoch without any."""
+        call_hook(self.scored_model, "before_validation", self)
         best, splits = self.state.best_rsum, self.splits("valid_splits")
         better = not splits
         for split in splits:

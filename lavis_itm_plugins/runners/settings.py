@@ -7,7 +7,26 @@ from typing import Any
 
 from lavis_itm_plugins.config.schema import parse, setting
 from lavis_itm_plugins.config.source import where
+from lavis_itm_plugins.data.relevance import LabelConfig
 from lavis_itm_plugins.devices import check_device
+from lavis_itm_plugins.errors import ItmError
+
+
+@dataclass(frozen=True)
+class GradedConfig:
+    """`run.itm.graded`: metrics against continuous relevance labels, beside the recalls."""
+
+    labels: LabelConfig | None = setting(None, help="source of the labels, such as {source: cider}; null: no metrics")
+    queries: int | None = setting(500, low=1, help="drawn of each direction where there are more; null: all")
+    relevant_above: float | None = setting(None, low=0, help="R-precision, mAP@R: a higher label counts as a match")
+
+
+@dataclass(frozen=True)
+class RerankConfig:
+    """`run.itm.rerank`: only the best of another matcher are scored by the one that is evaluated."""
+
+    checkpoint: str | None = setting(None, help="a fast matcher's checkpoint or run folder; null: score every pair")
+    k: int = setting(64, low=1, help="candidates of each query")
 
 
 @dataclass(frozen=True)
@@ -22,12 +41,19 @@ class ItmSettings:
     ema: float | None = setting(None, above=0, below=1, help="evaluate a moving average of the weights")
     memory_budget_mb: int = setting(1024, low=1, help="for score tiles at evaluation")
     coco_1k_folds: int = setting(0, low=0, help="also report the mean over this many blocks of images; COCO has 5")
+    rerank: RerankConfig = field(default_factory=RerankConfig)
+    graded: GradedConfig = field(default_factory=GradedConfig)
     patience: int | None = setting(None, low=1, help="stop after so many epochs without a better rsum")
     on_nonfinite: str = setting("stop", choices=("stop", "skip"), help="when a loss or gradient is not finite")
     on_collapse: str = setting("warn", choices=("warn", "stop"), help="when all images get nearly the same vector")
+    eval_branch: str | int = setting("target", help="itm_dbl: what is scored: target, anchor, average, or a number")
     tensorboard: bool = setting(False, help="also write metrics for TensorBoard")
     wandb: str | None = setting(None, help="Weights & Biases project that also gets the metrics")
     save_every_steps: int | None = setting(None, low=1, help="write checkpoint_last also within an epoch")
+
+    def __post_init__(self) -> None:
+        if self.rerank.checkpoint and self.coco_1k_folds:
+            raise ItmError("rerank chooses candidates from the whole split; set coco_1k_folds: 0 beside it")
 
 
 @dataclass(frozen=True)

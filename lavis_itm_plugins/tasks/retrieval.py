@@ -11,12 +11,23 @@ from lavis.common.dist_utils import is_main_process
 from lavis.tasks.retrieval import RetrievalTask
 
 from lavis_itm_plugins.data.joined import check_splits
-from lavis_itm_plugins.evaluation import evaluate_tiles, join_directions, retrieval_metrics
+from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.evaluation import (
+    evaluate_tiles,
+    join_directions,
+    matrix_block,
+    retrieval_metrics,
+    score_block,
+)
+from lavis_itm_plugins.matchers.base import Matcher
 from lavis_itm_plugins.matchers.encode import captions_of, encode_split
+from lavis_itm_plugins.matchers.lavis_rerank import reranked_metrics
 from lavis_itm_plugins.registry import register_task
 from lavis_itm_plugins.runners.loop import Epoch, LoopSettings, train_steps
-from lavis_itm_plugins.runners.settings import parse_itm
+from lavis_itm_plugins.runners.settings import ItmSettings, parse_itm
 from lavis_itm_plugins.runners.watch import FiniteWatch, check_collapse
+from lavis_itm_plugins.tasks.graded import GradedEvaluation
+from lavis_itm_plugins.tasks.reranking import reranked_scores, shared_score
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +35,10 @@ log = logging.getLogger(__name__)
 @register_task("itm_retrieval")
 class ItmRetrievalTask(RetrievalTask):
     """Train with hooks, clipping and learning-rate factors; evaluate in tiles, select by rsum."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.graded = GradedEvaluation()
 
     def build_datasets(self, cfg: Any) -> dict[str, Any]:
         """LAVIS's datasets by name and split, checked against the splits that the run names."""
@@ -63,30 +78,71 @@ class ItmRetrievalTask(RetrievalTask):
     def evaluation(self, model: Any, data_loader: Any, **_: Any) -> dict[str, float] | None:
         """Metrics of a split on the first rank, None on the others."""
         model = getattr(model, "module", model)
-        matcher = model.evaluated() if hasattr(model, "evaluated") else model
         settings = parse_itm(self.cfg)
-        if hasattr(matcher, "encode_images"):
-            images, captions, caption_image = encode_split(matcher, data_loader)
-            check_collapse(images, settings.on_collapse)
-            metrics = evaluate_tiles(
-                *(images, captions, matcher.score, caption_image),
-                memory_budget_mb=settings.memory_budget_mb,
-                folds=settings.coco_1k_folds,
-            )
+        matcher = chosen_branch(model, settings.eval_branch)
+        if hasattr(matcher, "encode_images") and not settings.rerank.checkpoint:
+            metrics, blocks = _of_all_pairs(matcher, data_loader, settings, self.cfg.get("k_test"))
         else:
-            # LAVIS's own networks re-rank each direction by itself, and only the first rank has the whole
-            by_image, by_caption = matcher.compute_sim_matrix(data_loader, task_cfg=self.cfg)
+            by_image, by_caption = self._by_direction(matcher, data_loader, settings)
             if is_main_process():
                 caption_image = captions_of(data_loader.dataset)[1]
                 metrics = join_directions(
-                    retrieval_metrics(by_image, caption_image), retrieval_metrics(by_caption.T, caption_image)
+                    retrieval_metrics(by_image, caption_image), retrieval_metrics(by_caption, caption_image)
                 )
+                blocks = matrix_block(by_image), matrix_block(by_caption)
         if not is_main_process():
             return None
+        metrics |= self.graded.metrics(blocks, data_loader.dataset, settings.graded)
         log.info(
             "%d images, %d captions: %s", len(data_loader.dataset), len(data_loader.dataset.text), summary(metrics)
         )
         return metrics
+
+    def _by_direction(self, matcher: Any, data_loader: Any, settings: ItmSettings) -> tuple[Any, Any]:
+        """Scores to rank captions by, and images, where these differ: of shortlists, or of LAVIS's own networks."""
+        rerank = settings.rerank
+        if rerank.checkpoint:
+            return reranked_scores(matcher, data_loader, rerank.checkpoint, rerank.k)
+        # LAVIS's own networks re-rank each direction by themselves, and only the first rank has the whole
+        by_image, by_caption = matcher.compute_sim_matrix(data_loader, task_cfg=self.cfg)
+        return by_image, by_caption.T
+
+
+def _of_all_pairs(
+    matcher: Any, data_loader: Any, settings: ItmSettings, k_test: int | None
+) -> tuple[dict[str, float], Any]:
+    """Metrics of every image with every caption, and blocks of their scores; re-ranked ones beside them."""
+    images, captions, caption_image = encode_split(matcher, data_loader)
+    check_collapse(images, settings.on_collapse)
+    limits: dict[str, Any] = {
+        "memory_budget_mb": settings.memory_budget_mb,
+        "bytes_per_pair": getattr(matcher, "bytes_per_pair", Matcher.bytes_per_pair),
+    }
+    metrics = evaluate_tiles(
+        images,
+        captions,
+        shared_score(matcher),
+        caption_image,
+        **limits,
+        folds=settings.coco_1k_folds,
+        progress=True,
+    )
+    if k_test and getattr(matcher, "reranks", False):
+        metrics |= reranked_metrics(matcher, data_loader, k_test, (images, captions))
+    block = score_block(images, captions, matcher.score, **limits)
+    return metrics, (block, block)
+
+
+def chosen_branch(model: Any, name: str | int) -> Any:
+    """What is scored of a model: what it deploys, or the branch that `run.itm.eval_branch` names.
+
+    Raises ItmError for a branch that the model does not have.
+    """
+    if hasattr(model, "branch"):
+        return model.branch(name)
+    if name != "target":
+        raise ItmError(f"run.itm.eval_branch is {name}, but {type(model).__name__} has one branch; leave it at target")
+    return model.evaluated() if hasattr(model, "evaluated") else model
 
 
 def summary(metrics: Mapping[str, float]) -> str:
@@ -96,4 +152,5 @@ def summary(metrics: Mapping[str, float]) -> str:
     'i2t R@1/5/10 50.0 50.0 50.0, t2i 50.0 50.0 50.0, rsum 300.0'
     """
     recalls = {side: " ".join(f"{metrics[f'{side}_r{k}']:.1f}" for k in (1, 5, 10)) for side in ("txt", "img")}
-    return f"i2t R@1/5/10 {recalls['txt']}, t2i {recalls['img']}, rsum {metrics['rsum']:.1f}"
+    tau = f", tau {metrics['tau']:.3f}" if "tau" in metrics else ""
+    return f"i2t R@1/5/10 {recalls['txt']}, t2i {recalls['img']}, rsum {metrics['rsum']:.1f}{tau}"

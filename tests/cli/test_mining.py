@@ -83,6 +83,36 @@ def test_mining_a_run_or_its_embeddings_gives_the_same_lists(encoded, runs, tmp_
     assert (one.folder / "i2t_idx.npy").stat().st_ino == before
 
 
+def test_what_encode_wrote_beside_the_embeddings_is_read(encoded, runs, tmp_path):
+    """The captions, so that copies are left out, and what the lists belong to, as a run's lists say it."""
+    files = [
+        "--image-embeds",
+        str(encoded / "image_embeds.npy"),
+        "--caption-embeds",
+        str(encoded / "caption_embeds.npy"),
+    ]
+    assert main(["mine", *files, "--output", str(tmp_path / "files"), *LISTS]) == 0
+    assert main(["mine", str(runs / "a"), "--output", str(tmp_path / "run"), *LISTS]) == 0
+    one, other = mined(tmp_path / "run"), mined(tmp_path / "files")
+    assert one.made_from["data"] == other.made_from["data"]
+    np.testing.assert_array_equal(one.negatives.captions, other.negatives.captions)
+    (encoded / "captions.json").write_text(json.dumps([f"caption {row}" for row in range(120)]))
+    assert main(["mine", *files, "--output", str(tmp_path / "edited"), *LISTS]) == 0
+    assert "images" not in mined(tmp_path / "edited").made_from["data"]
+
+
+def test_a_coder_run_is_mined_encoded_and_joined_too(runs, tmp_path):
+    content = tiny.project(runs / "data", runs, max_epoch=1, itm={"run_name": "coder"})
+    small = {"dictionary": {"size": 20}, "concept": {"min_count": 1, "word_dim": 8}, "labels": {"prototypes": 4}}
+    content["model"] = {"arch": "itm_coder", "model_type": "full", "matcher": content["model"], **small}
+    run_training(tiny.write_project(runs / "coder.yaml", content))
+    assert main(["mine", str(runs / "coder"), "--output", str(tmp_path / "lists"), *LISTS]) == 0
+    assert mined(tmp_path / "lists").made_from["model"]["arch"] == "itm_coder"
+    assert main(["encode", str(runs / "coder"), "--output", str(tmp_path / "e")]) == 0
+    assert np.load(tmp_path / "e" / "image_embeds.npy").shape == (24, 32)
+    assert main(["ensemble", str(runs / "a"), str(runs / "coder")]) == 0
+
+
 def test_options_of_mining_reach_the_lists(tmp_path, capsys):
     images, captions = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]] * 2
     owners = np.array([0, 1, 2, 0, 1, 2])

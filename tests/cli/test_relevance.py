@@ -90,6 +90,7 @@ def test_the_labels_of_the_project_are_taken(relevance, project: Path) -> None:
         (["show", "--sample", "0"], "--sample is 0; give at least 1"),
         (["show", "--examples", "-1"], "--examples is -1; give at least 0"),
         (["build", "--source", "sentence"], "source: sentence needs an encoder"),
+        (["build", "--source", "sentence", "--encoder", "x", "--device", "gpu"], '--device is "gpu"; give auto, cpu'),
     ],
 )
 def test_mistakes_end_in_a_sentence(relevance, arguments, message) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from concepts.conceptnet_lines import assertions
 
-from lavis_itm_plugins.concepts import ConceptRecipe, load_concepts, make_concepts, save_concepts, summarise
+from lavis_itm_plugins.concepts import ConceptRecipe, build, load_concepts, make_concepts, save_concepts, summarise
 from lavis_itm_plugins.concepts.cache import ATTRIBUTION_FILE
 from lavis_itm_plugins.data.scenes import SceneConfig
 from lavis_itm_plugins.errors import ItmError
@@ -60,7 +61,37 @@ def test_the_shipped_graph_knows_the_scenes(tmp_path) -> None:
     made = make_concepts(captions, ConceptRecipe(min_count=1, conceptnet="scenes"), tmp_path)
     assert summarise(made.graph).coverage > 0.95
     # it is ours: no licence of ConceptNet's
-    assert not made.shared_alike
+    assert not made.shared_alike and not (tmp_path / ATTRIBUTION_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "shared"), [("glove.txt", "dog", 0), ("numberbatch-en.txt", "dog", 1), ("x.txt", "/c/en/dog", 1)]
+)
+def test_only_numberbatch_has_the_licence_of_conceptnet(tmp_path, name, row, shared) -> None:
+    (tmp_path / name).write_text(f"{row} 1 0 2\n")
+    recipe = ConceptRecipe(min_count=1, vectors=str(tmp_path / name))
+    assert make_concepts(CAPTIONS, recipe, tmp_path / "cache").shared_alike == bool(shared)
+    assert (tmp_path / "cache" / ATTRIBUTION_FILE).exists() == bool(shared)
+    for file in (tmp_path / "cache").glob("*.txt"):
+        file.unlink()
+    # also when the vectors come from the cache
+    make_concepts(CAPTIONS, recipe, tmp_path / "cache")
+    assert (tmp_path / "cache" / ATTRIBUTION_FILE).exists() == bool(shared)
+
+
+def test_a_tagger_s_base_forms_reach_the_graph(tmp_path, monkeypatch) -> None:
+    """ "saw" is see to a tagger, and a tool to the rules."""
+    tags = {"dogs": ("dog", "NOUN"), "saw": ("see", "VERB"), "birds": ("bird", "NOUN")}
+
+    class Tagger:
+        def pipe(self, captions, batch_size):
+            for caption in captions:
+                read = [tags.get(word, (word, "X")) for word in caption.split()]
+                yield [SimpleNamespace(lemma_=lemma, pos_=tag) for lemma, tag in read]
+
+    monkeypatch.setattr(build, "load_tagger", lambda _name: Tagger())
+    made = make_concepts(["dogs saw birds", "dogs saw"], ConceptRecipe(min_count=1, tagger="any"), tmp_path)
+    assert made.graph.nodes["see"]["count"] == 2 and made.graph.has_edge("dog", "see")
 
 
 def test_what_is_missing_is_named(tmp_path) -> None:

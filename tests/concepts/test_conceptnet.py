@@ -143,7 +143,7 @@ def test_the_real_file(shared: Path) -> None:
     path = shared / "data" / "conceptnet" / "assertions_flickr8k.csv.gz"
     graph = read_conceptnet(path, ["dog", "run", "beach", "sand", "unseenword"])
     assert graph.graph["lines"] == 43_239 and graph.graph["bad_lines"] == 0
-    assert graph.has_edge("dog", "run", "CapableOf") or graph.has_edge("sand", "beach", "AtLocation")
+    assert graph.has_edge("dog", "beach", "AtLocation") and graph.has_edge("sand", "beach", "AtLocation")
     assert not graph.degree("unseenword")
     genuine = read_conceptnet(shared / "data" / "conceptnet" / "conceptnet5_fixture_en_5col.tsv", ["carrot", "carrots"])
     assert genuine.graph == {"lines": 96, "bad_lines": 0}

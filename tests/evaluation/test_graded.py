@@ -138,10 +138,18 @@ def test_blocks_and_samples_give_what_the_matrix_gives(monkeypatch: pytest.Monke
     images, captions = torch.randn(12, 8, generator=generator), torch.randn(60, 8, generator=generator)
     labels, ids = np.random.default_rng(0).random((12, 60)), np.random.default_rng(1).permutation(np.arange(60) // 5)
     whole = graded_metrics(images @ captions.T, labels, ids)
-    blocks = score_block(images, captions, lambda a, b: a @ b.T, memory_budget_mb=0.001)
+    tiles = []
+
+    def score(a, b):
+        tiles.append(len(a) * len(b))
+        return a @ b.T
+
+    blocks = score_block(images, captions, score, memory_budget_mb=0.001, bytes_per_pair=256)
     for cells in (1, 200, 2**22):
         monkeypatch.setitem(graded_queries.__globals__, "_CELLS", cells)
         assert graded_queries(blocks, matrix_block(labels), ids, queries=None) == pytest.approx(whole, abs=1e-6)
+    # 0.001 MB of 256 bytes a pair
+    assert max(tiles) == 4
     few = graded_queries(blocks, matrix_block(labels), ids, queries=6)
     assert few == graded_queries(blocks, matrix_block(labels), ids, queries=6) and few["tau"] != whole["tau"]
     assert few["tau"] == pytest.approx(whole["tau"], abs=0.2)

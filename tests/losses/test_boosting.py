@@ -212,6 +212,15 @@ def test_contrastive_half_precision_is_computed_in_float32(dtype: torch.dtype) -
     assert torch.equal(loss, expected[0]) and torch.equal(gradient, expected[1].to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_of_half_precision_are_computed_in_float32(dtype: torch.dtype) -> None:
+    target, anchor = (part.to(dtype) for part in random_pair(6, dtype=torch.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = boosting_statistics(target, anchor)
+    expected = boosting_statistics(target.float(), anchor.float())
+    assert all(found[name].dtype == torch.float32 and torch.equal(found[name], expected[name]) for name in expected)
+
+
 def scheduled(margin: float, room: float, schedule: str) -> float:
     if schedule == "none" or margin == 0:
         return margin

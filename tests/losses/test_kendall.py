@@ -87,6 +87,25 @@ def test_fixture_is_part_of_the_shared_archive(shared: Path) -> None:
         np.testing.assert_array_equal(part[key], whole[key])
 
 
+@pytest.mark.parametrize("name", sorted(INEXPRESSIBLE))
+@pytest.mark.parametrize("case", "ABCDEFG")
+def test_golden_variants_that_we_do_not_train(shared: Path, name: str, case: str) -> None:
+    """The released loss asks captions for the order of the rows of labels; both divide by the pairs of the batch."""
+    archive = np.load(shared / "golden" / "bcls.npz")
+    scores, labels = (torch.from_numpy(archive[f"{case}.{part}"]) for part in "SY")
+    scores.requires_grad_()
+    directions = []
+    for matrix, targets in ((scores, labels), (scores.T, labels if name == "kendall_released" else labels.T)):
+        pairs = targets[:, :, None] - targets[:, None, :] > 0.15
+        inverted = (matrix[:, None, :] - matrix[:, :, None]).clamp(min=0)
+        directions.append((inverted * pairs).sum() / max(int(pairs.sum()), 1))
+    loss = sum(directions) / 2
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), torch.from_numpy(archive[f"{case}.loss.{name}"]), rtol=1e-10, atol=1e-12)
+    expected = torch.from_numpy(archive[f"{case}.gradS.{name}"])
+    torch.testing.assert_close(scores.grad, expected, rtol=1e-6, atol=1e-8)
+
+
 def naive_cost(difference: float, surrogate: str, margin: float, temperature: float) -> float:
     if surrogate == "hinge":
         return max(margin - difference, 0.0)

@@ -154,6 +154,38 @@ def test_golden_bcls_mean_hinge(golden: Golden, case: str) -> None:
     torch.testing.assert_close(loss, torch.from_numpy(golden[f"bcls/{case}.loss.triplet_sh"]), rtol=1e-10, atol=1e-12)
 
 
+def hinge_of_soft_maximum(gaps: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """A query's cost [tau LSE_n(z_n / tau)]+, which the paper's group names beside the form that we train."""
+    return (0.1 * (gaps / 0.1).logsumexp(dim=0)).clamp(min=0)
+
+
+def weighted_hinges(gaps: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """A query's cost sum_n w_n [z_n]+ with w the softmax of the negatives' scores, without a gradient."""
+    return ((negatives / 0.1).softmax(dim=0).detach() * gaps.clamp(min=0)).sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "cost"), [("triplet_sn_hinge_lse", hinge_of_soft_maximum), ("triplet_sn_weighted", weighted_hinges)]
+)
+@pytest.mark.parametrize("case", "ABCDEFG")
+def test_golden_bcls_variants_that_we_do_not_train(shared: Path, name: str, cost, case: str) -> None:
+    """References of both, so that the archive's numbers are known to mean what their names say."""
+    archive = np.load(shared / "golden" / "bcls.npz")
+    scores = torch.from_numpy(archive[f"{case}.S"]).requires_grad_()
+    valid = ~same_image(archive[f"{case}.img_id"])
+    directions = []
+    for matrix in (scores, scores.T):
+        asked = [q for q in range(len(matrix)) if valid[q].any()]
+        costs = [cost(matrix[q][valid[q]] - matrix[q, q] + 0.2, matrix[q][valid[q]]) for q in asked]
+        directions.append(sum(costs) / max(len(costs), 1) + 0 * matrix.sum())
+    loss = sum(directions) / 2
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), torch.from_numpy(archive[f"{case}.loss.{name}"]), rtol=1e-10, atol=1e-12)
+    # The golden gradients are central differences: good to 1e-9.
+    expected = torch.from_numpy(archive[f"{case}.gradS.{name}"])
+    torch.testing.assert_close(scores.grad, expected, rtol=1e-8, atol=2e-9)
+
+
 def naive(scores, *, margin, negatives, temperature, positives, reduction):
     """One query at a time, from the definition; an autograd-free double loop."""
     size, queries = len(scores), {"rows": {}, "columns": {}}

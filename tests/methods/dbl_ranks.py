@@ -34,6 +34,7 @@ def main(folder: Path) -> None:
         # where target and anchor are equal but for rounding, rounding decides which negative gained most
         "cached": {**anchor, "from_anchor": False},
         "peer": {"scenario": "peer", "branches": 3, "mutual": True, "loss": "distill_kl"},
+        "boosted_peer": {"scenario": "peer", "branches": 2},
     }.items():
         train(folder, name, dbl)
     if size() > 1:

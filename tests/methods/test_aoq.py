@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,17 +14,25 @@ import torch
 from lavis.common.registry import registry
 from omegaconf import OmegaConf
 from runners.ranks import small_matcher
+from torch.nn.functional import dropout
 
 from lavis_itm_plugins.config.schema import parse
 from lavis_itm_plugins.data.datasets import CaptionDataset
 from lavis_itm_plugins.data.precomp import read_precomp
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import infonce_loss, offline_hinge_loss, offline_infonce_loss, quintuplet_loss
+from lavis_itm_plugins.methods import candidates
 from lavis_itm_plugins.methods.aoq import Aoq, AoqConfig
 from lavis_itm_plugins.methods.base import same_image
-from lavis_itm_plugins.methods.candidates import staleness
+from lavis_itm_plugins.methods.candidates import (
+    CandidateConfig,
+    MinedLists,
+    mine_training_set,
+    model_identity,
+    staleness,
+)
 from lavis_itm_plugins.methods.offline import OfflineCaptionDataset
-from lavis_itm_plugins.mining import HardNegatives
+from lavis_itm_plugins.mining import HardNegatives, MiningSettings, open_candidates
 from lavis_itm_plugins.mining.sampling import QuintupleSampler
 from lavis_itm_plugins.runners.loaders import EpochBatches, make_loader
 
@@ -215,6 +225,32 @@ def test_batches_of_one_pair_or_one_image(split, sampler, rows):
 def test_only_a_data_set_of_ours_is_taken():
     with pytest.raises(ItmError, match=r"needs one training set of this plugin .* not list"):
         method().wrap_dataset([1, 2])
+
+
+def test_mining_is_in_evaluation_mode_and_named_by_the_first_rank(split, tmp_path, monkeypatch):
+    matcher, dataset = small_matcher().float(), CaptionDataset(split)
+    stock, settings = matcher.score, MiningSettings(captions_per_image=4, images_per_caption=3)
+    monkeypatch.setattr(matcher, "score", lambda *pair: dropout(stock(*pair), 0.5, matcher.training))
+    expected = open_candidates(mine_training_set(tmp_path / "eval", matcher.eval(), dataset, settings))
+    copied = []
+    monkeypatch.setattr(candidates, "copy_from_first_rank", copied.append)
+    monkeypatch.setattr(candidates, "from_first_rank", lambda mine: {**mine, "model": {"weights": "the first one's"}})
+    found = open_candidates(mine_training_set(tmp_path / "train", matcher.train(), dataset, settings))
+    np.testing.assert_array_equal(found.negatives.caption_scores, expected.negatives.caption_scores)
+    assert matcher.training and copied == [matcher]
+    assert found.made_from["model"] == {"weights": "the first one's"} and found.fingerprint != expected.fingerprint
+
+
+def test_another_configuration_is_another_model(split):
+    matcher = small_matcher()
+    before = model_identity(matcher)
+    matcher.config = replace(matcher.config, embed_dim=99)
+    assert model_identity(matcher) != before
+
+
+def test_averaged_weights_share_the_lists():
+    lists = MinedLists(CandidateConfig())
+    assert deepcopy({"lists": lists})["lists"] is lists
 
 
 def test_staleness_of_lists():

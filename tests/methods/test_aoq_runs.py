@@ -150,7 +150,7 @@ def stopped_and_resumed(folder, monkeypatch, name, at, **keys):
     return folder / f"{name}_stopped", folder / f"{name}_whole"
 
 
-@pytest.mark.parametrize("at", [2 * STEPS + 3, 2 * STEPS])
+@pytest.mark.parametrize("at", [2 * STEPS + 3, pytest.param(2 * STEPS, marks=pytest.mark.full)])
 def test_a_stopped_run_goes_on_exactly(at, folder, monkeypatch):
     """Within the epoch of refreshed lists, or just before they are mined; averaged weights, regions left out."""
     plan = {"start_epoch": 1, "refresh_every": 1}
@@ -158,6 +158,9 @@ def test_a_stopped_run_goes_on_exactly(at, folder, monkeypatch):
     stopped, whole = stopped_and_resumed(folder, monkeypatch, f"stop{at}", at, **keys)
     assert_same_runs(stopped, whole)
     assert_equal(lists_of(stopped), lists_of(whole), "lists")
+    # averaged weights name the lists too
+    average = read_checkpoint(whole / "checkpoint_last.pth")["average"]["module._extra_state"]
+    assert average["candidates"] == lists_of(whole)
     newest = lists_of(whole)["history"][-1]
     for file in (whole / "candidates" / newest).iterdir():
         assert file.read_bytes() == (stopped / "candidates" / newest / file.name).read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import infonce_loss
 from lavis_itm_plugins.losses.diversity_checks import KINDS
-from lavis_itm_plugins.methods.coder_branches import ConceptBranch, fuse
+from lavis_itm_plugins.matchers.base import Matcher
+from lavis_itm_plugins.methods.candidates import model_identity
+from lavis_itm_plugins.methods.coder_branches import ConceptBranch, FusedMatcher, fuse
 from lavis_itm_plugins.methods.coder_labels import used
 from lavis_itm_plugins.methods.coder_selection import mean_cosine
 
@@ -73,6 +76,19 @@ def test_golden_query_by_products(golden) -> None:
     vectors, concepts = golden["query_x_v"], golden["gcn_z"]
     torch.testing.assert_close(branch.attention(vectors, "image", concepts), golden["querymul_att"], **EXACT)
     torch.testing.assert_close(branch(vectors, "image", concepts), golden["querymul_c"], **EXACT)
+
+
+def test_the_key_tower_starts_again_from_a_matcher_s_checkpoint(monkeypatch, tmp_path) -> None:
+    coder, other = make_coder(monkeypatch, dictionary={"size": 13}), make_coder(monkeypatch, seed=1)
+    coder(batch_of(list(range(6))))
+    coder.after_step()
+    assert coder.keys.filled > 0
+    torch.save({"model": other.matcher.state_dict()}, tmp_path / "plain.pth")
+    coder.load_checkpoint(tmp_path / "plain.pth")
+    expected = list(other.matcher.parameters())
+    for tower in (coder.matcher, coder.keys.matcher.module):
+        assert all(torch.equal(p, q) for p, q in zip(tower.parameters(), expected, strict=True))
+    assert coder.keys.filled == 0 and coder.keys.steps_taken == 0
 
 
 def test_golden_fusion(golden) -> None:
@@ -327,6 +343,14 @@ def test_autocast_changes_the_loss_by_little(monkeypatch) -> None:
     torch.testing.assert_close(mixed, plain, rtol=1e-3, atol=1e-3)
 
 
+def test_labels_are_never_made_in_half_precision(monkeypatch) -> None:
+    labels = make_coder(monkeypatch, labels={"prototypes": 4}).float().labels
+    rows = normalize(torch.randn(6, 8), dim=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = labels.codes(rows)
+    assert torch.equal(mixed, labels.codes(rows))
+
+
 def test_label_weight_rises(monkeypatch) -> None:
     coder = make_coder(monkeypatch, labels={"prototypes": 4, "warmup_epochs": 2, "weight": 0.4}, dictionary={"size": 2})
     steps = [{"epoch": epoch, "iters": done, "num_iters_per_epoch": 10} for epoch, done in ((0, 0), (0, 5), (5, 0))]
@@ -342,15 +366,17 @@ def test_pairing_and_hard_targets(monkeypatch, pairing) -> None:
     concepts = {side: normalize(torch.randn(2, 8, dtype=torch.float64), dim=1) for side in ("image", "caption")}
     # the largest of each row: 0, 1, 2, 3
     codes = torch.full((4, 4), 0.1, dtype=torch.float64) + 0.6 * torch.eye(4, dtype=torch.float64)
-    wanted = {"self": ([0, 1], [2, 3]), "swap": ([2, 3], [0, 1])}
-    images, captions = wanted.get(pairing, ([0, 1], [0, 1]))
+    wanted = {"self": ([0, 1], [2, 3]), "swap": ([2, 3], [0, 1]), "mean": ([2, 1], [2, 1])}
+    images, captions = wanted[pairing]
+    # the means of an image's and its caption's codes are largest at 2 and 1
+    codes[2, 2] += 0.1
+    codes[1, 1] += 0.1
     classes = normalize(coder.labels.classifier, dim=1).T / 0.1
     expected = sum(
         cross_entropy(concepts[side] @ classes, torch.tensor(target))
         for side, target in (("image", images), ("caption", captions))
     )
-    if pairing != "mean":
-        torch.testing.assert_close(coder.labels(concepts, codes), expected / 2)
+    torch.testing.assert_close(coder.labels(concepts, codes), expected / 2)
     coder(batch_of([0, 1]))
     coder.after_step()
     assert coder(batch_of([2, 3]))["loss"].isfinite()
@@ -395,6 +421,53 @@ def test_top_concepts_explain_a_vector(monkeypatch) -> None:
         assert sorted(word for word, _ in found) == [f"c{number}" for number in range(9)]
     with pytest.raises(ItmError, match="no concept branch"):
         make_coder(monkeypatch, **OFF).top_concepts(vectors, "image")
+
+
+def test_the_scored_tower_explains(monkeypatch) -> None:
+    coder = make_coder(monkeypatch, scored="momentum", dictionary={"size": 2})
+    vectors = coder.encoded(batch_of([0, 1])).images.pooled
+    before = coder.top_concepts(vectors, "image")
+    coder.concept.first.data.neg_()
+    assert coder.top_concepts(vectors, "image") == before
+
+
+def test_what_is_deployed_says_what_it_is(monkeypatch) -> None:
+    """Mining, encoding and re-ranking ask a matcher for these."""
+    coder = make_coder(monkeypatch, fusion_weight=0.5)
+    coder.matcher.reranks, coder.matcher.tokens = True, lambda captions: [len(caption) for caption in captions]
+    fused = coder.evaluated()
+    assert fused.reranks and fused.tokens(["ab"]) == [2]
+    identity = model_identity(fused)
+    assert identity["arch"] == "itm_coder" and identity != model_identity(FusedMatcher(coder.matcher, coder.concept, 1))
+
+
+def test_a_fresh_run_starts_with_empty_dictionaries(monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
+    coder = make_coder(monkeypatch, dictionary={"size": 4})
+    coder(batch_of([0, 1]))
+    coder.after_step()
+    coder.before_training(SimpleNamespace(state=SimpleNamespace(epoch=0, step=3)))
+    assert coder.keys.filled == 0.5
+    coder._stored_concepts = True
+    coder.before_training(SimpleNamespace(state=SimpleNamespace(epoch=0, step=0)))
+    assert coder.keys.filled == 0 and coder.keys.steps_taken == 0
+    assert "the concepts are the checkpoint's" in caplog.text
+
+
+def test_a_runner_that_tells_of_no_step_is_refused(monkeypatch) -> None:
+    coder = make_coder(monkeypatch, dictionary={"size": 2}, concept=False)
+    batches = [batch_of([0, 1], iters=step) for step in range(51)]
+    for batch in batches[:-1]:
+        coder(batch)
+    with pytest.raises(ItmError, match=r"told of none of 50 steps.*set run.runner: itm_runner"):
+        coder(batches[-1])
+
+
+def test_a_network_with_momentum_towers_of_its_own(monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(Matcher, "momentum_twin", lambda self: self)
+    make_coder(monkeypatch)
+    assert caplog.text.count("dictionary.momentum and ramp are of the concepts alone") == 1
 
 
 def test_a_matcher_without_single_vectors_is_refused(monkeypatch) -> None:

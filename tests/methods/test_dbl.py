@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 
 import pytest
 import tiny
@@ -16,6 +17,7 @@ from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import boosting_loss, contrastive_boosting_loss, distillation_loss, triplet_loss
 from lavis_itm_plugins.matchers.vse import VseMatcher
 from lavis_itm_plugins.methods.base import same_image
+from lavis_itm_plugins.methods.boost import BoostConfig
 from lavis_itm_plugins.methods.branches import AveragedBranches, own_stream
 from lavis_itm_plugins.methods.dbl import Dbl
 from lavis_itm_plugins.methods.method import build_matcher, resolve_matcher
@@ -198,6 +200,43 @@ def test_a_frozen_run_starts_from_its_anchor_unless_told_otherwise(anchor, tmp_p
     assert all(torch.equal(p, q) for p, q in zip(started.matcher.parameters(), other.parameters(), strict=True))
 
 
+def same_weights(one, other):
+    return all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_anchor_wins_over_the_weights_of_a_model_type(anchor, tmp_path, monkeypatch):
+    published = plain_matcher()
+    torch.save({"model": published.state_dict()}, tmp_path / "published.pth")
+    default = OmegaConf.load(VseMatcher.default_config_path("regions_gru"))
+    default.model.update({"load_finetuned": False, "pretrained": str(tmp_path / "published.pth")})
+    OmegaConf.save(default, tmp_path / "default.yaml")
+    path = classmethod(lambda cls, _: str(tmp_path / "default.yaml"))
+    monkeypatch.setattr(VseMatcher, "default_config_path", path)
+    assert same_weights(Dbl.from_config(section("frozen", anchor=anchor[1])).matcher, anchor[0])
+    assert same_weights(Dbl.from_config(section("frozen", anchor=anchor[1], from_anchor=False)).matcher, published)
+
+
+def test_a_target_does_not_start_from_another_network(anchor):
+    state = anchor[0].state_dict()
+    torch.save({"model": {**state, "_extra_state": {**state["_extra_state"], "arch": "itm_scan"}}}, anchor[1])
+    with pytest.raises(ItmError, match=r"holds a itm_scan, from which .* itm_vse cannot start; set dbl.from_anchor"):
+        Dbl.from_config(section("frozen", anchor=anchor[1]))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_matcher_s_checkpoint_reaches_every_branch_and_copy(scenario, anchor):
+    keys = {"anchor": anchor[1], "from_anchor": False} if scenario == "frozen" else {}
+    model = Dbl.from_config(section(scenario, **keys))
+    copies = [*model.branches]
+    if scenario == "momentum":
+        copies.append(model.momentum_anchor.module)
+        model.momentum_anchor.updates += 5
+    assert not any(same_weights(copy, anchor[0]) for copy in copies)
+    model.load_checkpoint(anchor[1])
+    assert all(same_weights(copy, anchor[0]) for copy in copies)
+    assert scenario != "momentum" or model.momentum_anchor.updates == 0
+
+
 def test_peers_start_apart_each_from_its_own_seed(anchor, tmp_path):
     torch.manual_seed(1)
     plain = plain_matcher()
@@ -303,6 +342,32 @@ def test_an_epoch_ends_with_a_line_on_the_boost(anchor, caplog):
         assert words in line and "positives gained" in line
 
 
+@pytest.mark.parametrize("loss", ["contrastive", "distill_kl", "none"])
+def test_losses_without_a_margin_are_told_of_no_beta(loss, anchor, caplog):
+    caplog.set_level(logging.INFO)
+    model = built("frozen", anchor, loss=loss)
+    caplog.clear()
+    model(batch(epoch=0, iters=0, num_iters_per_epoch=1))
+    lines = [record.message for record in caplog.records if record.message.startswith("dbl:")]
+    assert [f"dbl: {loss}: in " in line and "beta" not in line for line in lines] == ([] if loss == "none" else [True])
+
+
+def test_momentum_settings_that_do_nothing_are_said(caplog):
+    BoostConfig().warn_of_own_momentum("itm_blip")
+    assert not caplog.records
+    BoostConfig(momentum=0.9, momentum_warmup=1.0).warn_of_own_momentum("itm_blip")
+    assert "momentum, momentum_warmup is not used, since itm_blip moves its own momentum towers" in caplog.text
+
+
+def test_a_task_that_never_moves_the_anchor_is_said():
+    model = Dbl.from_config(section("momentum")).train()
+    model(batch(epoch=0, iters=0, num_iters_per_epoch=2))
+    with pytest.raises(ItmError, match=r"did not move in the first epoch, .* set run.task: itm_retrieval"):
+        model(batch(epoch=1, iters=0, num_iters_per_epoch=2))
+    model.after_step()
+    model(batch(epoch=1, iters=0, num_iters_per_epoch=2))
+
+
 @pytest.mark.parametrize("ids", [[0], [4, 4, 4]])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_batch_without_negatives_is_finite(scenario, ids, anchor):
@@ -360,6 +425,7 @@ def test_the_average_is_the_mean_of_the_branches_scores(anchor):
     torch.testing.assert_close(averaged.score_pairs(images, captions), expected.diagonal())
     # cut in tiles, as evaluation does
     torch.testing.assert_close(averaged.score(images[1:3], captions[2:]), expected[1:3, 2:])
+    assert averaged.bytes_per_pair == 3 * VseMatcher.bytes_per_pair
     assert not averaged.training and model.train().branch("average").training
 
 
@@ -431,6 +497,11 @@ def test_a_run_does_not_go_on_with_another_anchor(anchor, tmp_path):
     started = Dbl.from_config(keys)
     started.eval()(batch())
     assert started.frozen.content == again.frozen.content != model.frozen.content
+    # and its averaged copy, made before training, knows the new one
+    fresh = Dbl.from_config(keys)
+    average = deepcopy(fresh)
+    fresh.eval()(batch())
+    fresh.load_state_dict(average.state_dict())
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

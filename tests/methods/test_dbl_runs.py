@@ -19,7 +19,9 @@ from runners.farm import Farm
 
 from lavis_itm_plugins.checkpoints import read_checkpoint
 from lavis_itm_plugins.cli.main import main
-from lavis_itm_plugins.evaluating import evaluate_checkpoint
+from lavis_itm_plugins.evaluating import evaluate_checkpoint, open_run
+from lavis_itm_plugins.evaluation import ensemble_scores, retrieval_metrics
+from lavis_itm_plugins.matchers.encode import captions_of
 from lavis_itm_plugins.runners import loop
 from lavis_itm_plugins.train import run_training
 
@@ -103,7 +105,8 @@ def stopped_and_resumed(folder, scenario, monkeypatch, **keys):
     return folder / f"{scenario}_stopped", folder / name
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+# frozen: the cached run below goes on exactly too
+@pytest.mark.parametrize("scenario", ["momentum", pytest.param("frozen", marks=pytest.mark.full), "peer"])
 def test_a_stopped_run_goes_on_exactly(scenario, folder, monkeypatch):
     """With dropout of every kind, a weight and a momentum that move, an average of the weights, accumulation."""
     dbl = {"weight_warmup": 1.5, "momentum_warmup": 0.5} if scenario == "momentum" else {"weight_warmup": 1.5}
@@ -169,6 +172,11 @@ def test_what_is_evaluated_and_that_it_needs_no_anchor(folder):
         for name in ("target", "0", "1", "average")
     }
     assert rsum["target"] == rsum["1"] != rsum["0"]
+    opened = open_run(run / "config.yaml", run / "checkpoint_best.pth")
+    loader = opened.loader(opened.default_split())
+    scores = [opened.model.branch(number).compute_sim_matrix(loader)[0] for number in range(2)]
+    expected = retrieval_metrics(ensemble_scores(scores), captions_of(loader.dataset)[1])
+    assert rsum["average"] == pytest.approx(expected["rsum"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert evaluate_checkpoint(run / "config.yaml", run / "checkpoint_best.pth", split="val").metrics["rsum"] == max(
         line["rsum"] for line in lines if line["split"] == "val"
@@ -229,7 +237,7 @@ def ranks(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("scenario", [*SCENARIOS, "cached"])
+@pytest.mark.parametrize("scenario", [*SCENARIOS, "cached", "boosted_peer"])
 def test_two_ranks_train_as_one_process(ranks, scenario):
     one, two = (torch.load(ranks / f"{scenario}_{size}.pt") for size in (1, 2))
     assert one["weights"].keys() == two["weights"].keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -286,6 +287,12 @@ def test_without_faiss_a_sentence_says_what_to_install(medium, monkeypatch) -> N
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ItmError, match=r'needs faiss; run: pip install "lavis-itm-plugins\[faiss\]"'):
         mine_hard_negatives(*medium, backend="faiss")
+
+
+def test_faiss_refuses_what_is_not_finite(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", ModuleType("faiss"))
+    with pytest.raises(ItmError, match="row 1 of caption_embeds is not finite"):
+        mine_hard_negatives(GOOD, np.diag([1, np.inf, 1]).astype(np.float32), [0, 1, 2], backend="faiss")
 
 
 def broadcast(rows: int) -> np.ndarray:

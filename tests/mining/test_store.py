@@ -171,13 +171,21 @@ def test_a_damaged_store_is_refused_and_mined_again(name, whole, tmp_path, caplo
     assert "was damaged; it was mined again" in caplog.text
 
 
+def test_a_changed_value_is_damage(whole, tmp_path):
+    folder = build_candidates(tmp_path, job(), made_from())
+    content = (folder / "t2i_idx.npy").read_bytes()
+    (folder / "t2i_idx.npy").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ItmError, match="are damaged or not whole"):
+        open_candidates(folder)
+
+
 def test_a_missing_store_and_a_newer_format_are_said(whole, tmp_path):
     with pytest.raises(ItmError, match="do not exist; make them with lavis-itm mine"):
         open_candidates(tmp_path / "none")
     folder = build_candidates(tmp_path, job(), made_from())
     text = (folder / "meta.json").read_text()
-    (folder / "meta.json").write_text(text.replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(ItmError, match="are of format 2, not 1"):
+    (folder / "meta.json").write_text(text.replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(ItmError, match="are of format 3, not 2"):
         open_candidates(folder)
 
 
@@ -188,9 +196,13 @@ def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(whole, tmp_path, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(ItmError, match=r"cannot write candidate lists to .*: No space left on device"):
-        build_candidates(tmp_path, job(), {**made_from(), "model": {"weights": "new"}})
+    def full_for_numpy(*_):
+        raise OSError("96 requested and 0 written")
+
+    for save, message in ((full, "No space left on device"), (full_for_numpy, "96 requested and 0 written")):
+        monkeypatch.setattr(np, "save", save)
+        with pytest.raises(ItmError, match=rf"cannot write candidate lists to .*: {message}"):
+            build_candidates(tmp_path, job(), {**made_from(), "model": {"weights": "new"}})
     assert contents(kept) == before
 
 
