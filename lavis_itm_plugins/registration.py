@@ -10,6 +10,18 @@ from lavis_itm_plugins import _torchvision
 # Importing one of these runs its register_* decorators.
 MODULES = (
     "lavis_itm_plugins.matchers.vse",
+    "lavis_itm_plugins.matchers.scan",
+    "lavis_itm_plugins.matchers.bfan",
+    "lavis_itm_plugins.matchers.vsrn",
+    "lavis_itm_plugins.matchers.sgraf",
+    "lavis_itm_plugins.matchers.clip",
+    "lavis_itm_plugins.matchers.blip",
+    "lavis_itm_plugins.matchers.albef",
+    "lavis_itm_plugins.matchers.blip2",
+    "lavis_itm_plugins.methods.aoq",
+    "lavis_itm_plugins.methods.bcls",
+    "lavis_itm_plugins.methods.coder",
+    "lavis_itm_plugins.methods.dbl",
     "lavis_itm_plugins.tasks.retrieval",
     "lavis_itm_plugins.runners.runner",
     "lavis_itm_plugins.runners.schedulers",
