@@ -25,6 +25,8 @@ SHIPPED = (
     "configs/models/itm_vse_regions_gru.yaml",
     "configs/datasets/itm_scenes.yaml",
     "projects/baseline/train/scenes.yaml",
+    "projects/coder/train/scenes.yaml",
+    "concepts/scenes.csv",
 )
 ASK_LAVIS = 'from lavis.common.registry import registry; print(registry.get_model_class("itm_vse"))'
 ASK_FOR_LOSS = """

@@ -91,7 +91,7 @@ def failure(capsys, arguments, runs=None):
 
 
 WRONG_KEYS = [
-    ({"model.arch": "itm_vs"}, 'x.yaml: model.arch: unknown model "itm_vs"; did you mean itm_vse?'),
+    ({"model.arch": "itm_vs"}, 'x.yaml: model.arch: unknown model "itm_vs"; did you mean itm_vse'),
     ({"model.model_type": "regions_gruu"}, '"regions_gruu"; did you mean regions_gru'),
     ({"model.embed_dims": 3}, "x.yaml: model.embed_dims: unknown key; did you mean embed_dim?"),
     ({"model.image.pool": "max"}, "x.yaml: model.image.pool: unknown key; did you mean pooling?"),
