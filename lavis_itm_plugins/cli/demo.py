@@ -54,7 +54,7 @@ def run(given: argparse.Namespace) -> int:
     options = [*everywhere, *FIRST, *(FULL if given.full else []), *given.options]
     untrained = evaluate_checkpoint(PLAIN, None, options=options)
     first = run_training(PLAIN, options).folder
-    rows = {"untrained": untrained.metrics, "itm_vse": test_metrics(first.path)}
+    rows = {"untrained": untrained.metrics, "itm_vse": final_metrics(first.path)}
     folders = {"itm_vse": first.path}
     for name, (project, its_own) in ROWS.items():
         if given.methods is not None and name not in given.methods:
@@ -64,7 +64,7 @@ def run(given: argparse.Namespace) -> int:
         shared = [*everywhere, *CONTINUED, *(FULL_CONTINUED if given.full else []), f"model.finetuned={first.best}"]
         row = f"+ {name}"
         folders[row] = run_training(project, [*shared, *own, *given.options]).folder.path
-        rows[row] = test_metrics(folders[row])
+        rows[row] = final_metrics(folders[row])
     print(f"\n{untrained.n_images} test pictures, {untrained.n_captions} captions; recalls in percent, tau against the")
     print("known relevance; the rows with + go on from itm_vse for the same number of steps")
     print(recall_table(rows))
@@ -74,7 +74,7 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def test_metrics(folder: Path) -> dict[str, float]:
+def final_metrics(folder: Path) -> dict[str, float]:
     """What a finished run wrote of its test split."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return next(line for line in reversed(lines) if line["split"] == "test")

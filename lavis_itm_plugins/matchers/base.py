@@ -18,11 +18,10 @@ from lavis_itm_plugins.config.schema import parse
 from lavis_itm_plugins.config.source import where
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.encoders.vocabulary import Vocabulary
-from lavis_itm_plugins.errors import ItmError, unknown_name
+from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.evaluation import score_tiles
 from lavis_itm_plugins.matchers.encode import encode_split
 from lavis_itm_plugins.methods.base import EncodedBatch, Trainable, encode_batch
-from lavis_itm_plugins.resources import config_file
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +38,9 @@ class Matcher(Trainable):
     vocabulary), so a checkpoint is enough to build it again.
     """
 
-    arch: ClassVar[str]
     config_class: ClassVar[type]
     # makes what a checkpoint's list of words means
     vocabulary_class: ClassVar[type] = Vocabulary
-    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {}
     # of an evaluation tile, see `tile_grid`; a network whose scores cost more than a product says more
     bytes_per_pair: int = 16
 
@@ -102,13 +99,6 @@ class Matcher(Trainable):
     def device(self) -> torch.device:
         """Where the parameters are; the CPU before the network is built."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
-
-    @classmethod
-    def default_config_path(cls, model_type: str) -> str:
-        """Path of a model type's default YAML; raises ItmError with the nearest names."""
-        if model_type not in cls.PRETRAINED_MODEL_CONFIG_DICT:
-            raise unknown_name(f"model_type of {cls.arch}", str(model_type), cls.PRETRAINED_MODEL_CONFIG_DICT)
-        return str(config_file(cls.PRETRAINED_MODEL_CONFIG_DICT[model_type]))
 
     @classmethod
     def from_config(cls, cfg: Any) -> Matcher:

@@ -172,10 +172,21 @@ class MomentumSchedule:
         return f"momentum {self.start:g}{rises}: half of it is new {said}, {end}"
 
 
-class CountedUpdates(nn.Module):
-    """An anchor that counts the target's updates."""
+class MovingAnchor(nn.Module):
+    """What momentum anchors share: `module` scores the batch, and `updates` counts the target's steps."""
 
+    module: Any
     updates: Tensor
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def scores(self, batch: Mapping[str, Any]) -> Tensor:
+        """Of the batch."""
+        encoded = encode_batch(self.module, batch)
+        return self.module.score(encoded.images, encoded.captions)
 
     def check_moves(self, batch: Mapping[str, Any]) -> None:
         """Raise ItmError when the first epoch ended without an update: nobody calls the hooks after a step."""
@@ -186,36 +197,16 @@ class CountedUpdates(nn.Module):
             )
 
 
-class OwnMomentumAnchor(OwnCopy, CountedUpdates):
+class OwnMomentumAnchor(MovingAnchor, OwnCopy):
     """The momentum towers that the target has for its own losses; it moves them with a constant momentum."""
-
-    def __init__(self, twin: Any) -> None:
-        super().__init__(twin)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def scores(self, batch: Mapping[str, Any]) -> Tensor:
-        """Of the batch."""
-        encoded = encode_batch(self.module, batch)
-        return self.module.score(encoded.images, encoded.captions)
 
     def advance(self, schedule: MomentumSchedule) -> None:
         """Count the update."""
         self.updates += 1
 
 
-class MomentumAnchor(MomentumCopy, CountedUpdates):
-    """A moving average of the target that counts its own updates."""
-
-    def __init__(self, matcher: Matcher) -> None:
-        super().__init__(matcher)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def scores(self, batch: Mapping[str, Any]) -> Tensor:
-        """Of the batch."""
-        encoded = encode_batch(self.module, batch)
-        return self.module.score(encoded.images, encoded.captions)
+class MomentumAnchor(MovingAnchor, MomentumCopy):
+    """A moving average of the target."""
 
     def advance(self, schedule: MomentumSchedule) -> None:
         """Move as the schedule says for this update."""

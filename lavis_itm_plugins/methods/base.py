@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lavis.models.base_model import BaseModel
@@ -14,10 +14,22 @@ from torch.utils.data import Dataset
 
 from lavis_itm_plugins.distributed import gather_encoded, gather_rows
 from lavis_itm_plugins.encoders.encoded import Encoded
+from lavis_itm_plugins.errors import unknown_name
+from lavis_itm_plugins.resources import config_file
 
 
 class Trainable(BaseModel):
     """A LAVIS model with the hooks of our loop; a method overrides what it needs and leaves the rest."""
+
+    arch: ClassVar[str]
+    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def default_config_path(cls, model_type: str) -> str:
+        """Path of a model type's default YAML; raises ItmError with the nearest names."""
+        if model_type not in cls.PRETRAINED_MODEL_CONFIG_DICT:
+            raise unknown_name(f"model_type of {cls.arch}", str(model_type), cls.PRETRAINED_MODEL_CONFIG_DICT)
+        return str(config_file(cls.PRETRAINED_MODEL_CONFIG_DICT[model_type]))
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Named scalars of one batch; every `loss_*` is summed into `loss`, the others are logged."""

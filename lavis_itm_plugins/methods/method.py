@@ -21,7 +21,6 @@ from lavis_itm_plugins.matchers.base import DESCRIPTION, LAVIS_KEYS, Matcher, lo
 from lavis_itm_plugins.methods.base import EncodedBatch, Trainable, encode_batch, parameter_groups
 from lavis_itm_plugins.methods.base_loss import BaseLoss
 from lavis_itm_plugins.registry import registered
-from lavis_itm_plugins.resources import config_file
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +41,7 @@ class Method(Trainable):
     state dictionary describes itself, as a matcher's does: the entries below `matcher.` load as the matcher alone.
     """
 
-    arch: ClassVar[str]
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
-    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: Any, matcher: Matcher | None = None, stored: Mapping[str, Any] | None = None) -> None:
         """With `config` None it is built by the first checkpoint that is loaded; `stored` is its extra state."""
@@ -98,13 +95,6 @@ class Method(Trainable):
     def device(self) -> torch.device:
         """Where the matcher is; the CPU before it is built."""
         return self.matcher.device if self.config is not None else torch.device("cpu")
-
-    @classmethod
-    def default_config_path(cls, model_type: str) -> str:
-        """Path of a model type's default YAML; raises ItmError with the nearest names."""
-        if model_type not in cls.PRETRAINED_MODEL_CONFIG_DICT:
-            raise unknown_name(f"model_type of {cls.arch}", str(model_type), cls.PRETRAINED_MODEL_CONFIG_DICT)
-        return str(config_file(cls.PRETRAINED_MODEL_CONFIG_DICT[model_type]))
 
     @classmethod
     def parse_config(cls, cfg: Any, section: str = "model") -> Any:
