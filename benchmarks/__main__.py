@@ -11,6 +11,7 @@ import benchmarks
 
 # comparisons over whole training runs take hours, and need data: `python -m benchmarks.quality --help`
 LONG = ("quality",)
+TOOLS = ("__main__", "timing")
 
 
 def main() -> int:
@@ -19,7 +20,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("names", nargs="*", help="only these, such as loading")
     args = parser.parse_args()
-    known = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - {"__main__", *LONG})
+    known = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - {*TOOLS, *LONG})
     unknown = set(args.names) - set(known)
     if unknown:
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; choose from: {', '.join(known)}")

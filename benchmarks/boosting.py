@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
+from benchmarks.timing import cpu_seconds
 from benchmarks.training import CLIP, make_batches, make_model
 from lavis_itm_plugins import register
 from lavis_itm_plugins.losses import boosting_loss
@@ -69,16 +70,6 @@ def step_ratio(rounds: int, batch: int, dim: int, size: int) -> tuple[float, flo
     return statistics.median(plain), statistics.median(ratios)
 
 
-def seconds_of(act: Callable[[], object], repeats: int) -> float:
-    """The fastest of several, in CPU time: other jobs on the machine only ever add."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        act()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
 def loss_ratios(batch: int, repeats: int) -> Iterator[tuple[str, float, float]]:
     """Name, seconds of one product and ratio of the loss to it, for both forms and both kinds of negatives."""
     images = normalize(torch.randn(batch, 1024), dim=1)
@@ -95,8 +86,8 @@ def loss_ratios(batch: int, repeats: int) -> Iterator[tuple[str, float, float]]:
                 target.grad = None
                 boosting_loss(target, anchor, form=form, negatives=negatives, positives=positives).backward()
 
-            product = seconds_of(lambda: images @ captions.T, repeats)
-            yield f"{form}, {negatives}", product, seconds_of(act, repeats) / product
+            product = cpu_seconds(lambda: images @ captions.T, repeats)
+            yield f"{form}, {negatives}", product, cpu_seconds(act, repeats) / product
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

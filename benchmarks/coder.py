@@ -5,7 +5,7 @@ the same batches, in turn in one process, in CPU seconds; the promise is a ratio
 dictionaries of 4,096 keys. Memory: the extra state, and the most memory of a step above what was there before.
 The reader: a gzipped file of 2 million lines with broken ones among them, at least 200,000 lines a second on one core,
 and memory that follows what is kept; `--conceptnet` and `--captions` read real files too and print the coverage.
-Run ``python benchmarks/coder.py [--quick] [--threads 1] [--require 2.2]``.
+Run ``python -m benchmarks.coder [--quick] [--threads 1] [--require 2.2]``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Reference: ``RetrievalTask._report_metrics`` of LAVIS 1.0.2 (tasks/retrieval.py: an argsort per query), after one
 product; it has no folds. Both sides start from the embeddings, run in one process with the same threads, and must agree
 on every recall. The ratio is of CPU seconds on one thread: other jobs on the machine hardly change it.
-Run ``python benchmarks/evaluation.py [--quick] [--threads 2] [--require 5]``.
+Run ``python -m benchmarks.evaluation [--quick] [--threads 2] [--require 5]``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from benchmarks.timing import fastest
 from lavis_itm_plugins._torchvision import declare_operators
 from lavis_itm_plugins.evaluation import evaluate_tiles
 
@@ -28,16 +27,6 @@ def hard_embeddings(n_images: int, per_image: int, dimension: int) -> tuple[torc
     noise = torch.randn(n_images * per_image, dimension, generator=generator)
     captions = images.repeat_interleave(per_image, dim=0) + 8 * noise
     return torch.nn.functional.normalize(images, dim=1), torch.nn.functional.normalize(captions, dim=1)
-
-
-def seconds(run: Callable[[], dict[str, float]], repeats: int) -> tuple[float, float, dict[str, float]]:
-    """The fastest of ``repeats`` runs, in CPU seconds and by the clock, and its result."""
-    best, result = (float("inf"), float("inf")), {}
-    for _ in range(repeats):
-        start = time.process_time(), time.perf_counter()
-        result = run()
-        best = min(best, (time.process_time() - start[0], time.perf_counter() - start[1]))
-    return *best, result
 
 
 def lavis_metrics(images: torch.Tensor, captions: torch.Tensor, caption_image: np.ndarray) -> dict[str, float]:
@@ -63,12 +52,12 @@ def main() -> int:
     n_images, dimension = (1000, 256) if args.quick else (5000, 1024)
     images, captions = hard_embeddings(n_images, 5, dimension)
     caption_image = np.arange(len(captions)) // 5
-    ours, ours_clock, metrics = seconds(
+    ours, ours_clock, metrics = fastest(
         lambda: evaluate_tiles(images, captions, lambda a, b: a @ b.T, caption_image, folds=5), repeats=3
     )
     with tempfile.TemporaryDirectory() as folder:
         registry.register_path("output_dir", folder)
-        theirs, theirs_clock, reference = seconds(lambda: lavis_metrics(images, captions, caption_image), repeats=1)
+        theirs, theirs_clock, reference = fastest(lambda: lavis_metrics(images, captions, caption_image), repeats=1)
     for key in ("txt_r1", "txt_r5", "txt_r10", "img_r1", "img_r5", "img_r10"):
         assert abs(metrics[key] - reference[key]) < 0.05, (key, metrics[key], reference[key])
     print(

@@ -3,7 +3,7 @@
 Reference: SCAN and the code after it make a `torch.Tensor` of each row and stack them in the collate function. Both
 read one file by memory map with its pages in memory, in one process, and give the same batch. The ratio is of CPU
 seconds on one thread: other jobs on the machine hardly change it.
-Run ``python benchmarks/loading.py [--quick] [--threads 2] [--require 4]``.
+Run ``python -m benchmarks.loading [--quick] [--threads 2] [--require 4]``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 References, written out below: VSE++ / SCAN / DBL build two B x B matrices of hinges; open_clip (single process) takes
 two products, one per direction. Both start from the embeddings, as the products are part of the step.
-Run ``python benchmarks/losses.py [--quick] [--threads 2]``.
+Run ``python -m benchmarks.losses [--quick] [--threads 2]``.
 """
 
 from __future__ import annotations

@@ -5,20 +5,18 @@ The official way (AOQ's tools) takes one query at a time: the element-wise produ
 it runs in float32 on a few queries of both directions, over as many items as Flickr30K has. All start from the
 embeddings, in one process with the same threads, and our lists must hold what the official way finds. Ratios are of CPU
 seconds: other jobs on the machine hardly change them; seconds by the clock stand beside them.
-Run ``python benchmarks/mining.py [--quick] [--images 5800] [--threads 2] [--at-most 1.6] [--at-least 50]``.
+Run ``python -m benchmarks.mining [--quick] [--images 5800] [--threads 2] [--at-most 1.6] [--at-least 50]``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from benchmarks.timing import fastest
 from lavis_itm_plugins.mining import HardNegatives, mine_hard_negatives
 from lavis_itm_plugins.mining.passes import tile_shape
 
@@ -35,16 +33,6 @@ def embeddings(n_images: int, dimension: int) -> tuple[torch.Tensor, torch.Tenso
     captions = images.repeat_interleave(PER_IMAGE, dim=0)
     captions += 4 * torch.randn(captions.shape, generator=generator)
     return torch.nn.functional.normalize(images, dim=1), torch.nn.functional.normalize(captions, dim=1)
-
-
-def seconds(run: Callable[[], Any], repeats: int = 1) -> tuple[float, float, Any]:
-    """CPU seconds and seconds by the clock of the fastest run, and its result."""
-    best, result = (float("inf"), float("inf")), None
-    for _ in range(repeats):
-        start = time.process_time(), time.perf_counter()
-        result = run()
-        best = min(best, (time.process_time() - start[0], time.perf_counter() - start[1]))
-    return *best, result
 
 
 def bare_product(images: torch.Tensor, captions: torch.Tensor) -> None:
@@ -79,7 +67,7 @@ def official_seconds(n_items: int, dimension: int, k: int) -> tuple[float, float
     """
     items = torch.randn(n_items, dimension)
     own = torch.zeros(QUERIES, n_items, dtype=torch.bool)
-    cpu, clock, _ = seconds(lambda: one_by_one(torch.randn(QUERIES, dimension), items, own, k))
+    cpu, clock, _ = fastest(lambda: one_by_one(torch.randn(QUERIES, dimension), items, own, k))
     return cpu / own.numel(), clock / own.numel()
 
 
@@ -108,12 +96,12 @@ def main() -> int:
     images, captions = embeddings(n_images, dimension)
     owners = torch.arange(len(captions)) // PER_IMAGE
     pairs = n_images * len(captions)
-    bare, bare_clock, _ = seconds(lambda: bare_product(images, captions), repeats=2)
+    bare, bare_clock, _ = fastest(lambda: bare_product(images, captions), repeats=2)
     before = memory_mb("VmRSS")
     # from here on the system keeps the highest number anew
     Path("/proc/self/clear_refs").write_text("5")
     lengths = {"captions_per_image": CAPTIONS, "images_per_caption": IMAGES}
-    ours, ours_clock, mined = seconds(lambda: mine_hard_negatives(images, captions, owners, **lengths))
+    ours, ours_clock, mined = fastest(lambda: mine_hard_negatives(images, captions, owners, **lengths))
     memory = memory_mb("VmHWM") - before
     check(mined, images, captions, owners)
     report(pairs, dimension, args.threads, (bare, bare_clock), (ours, ours_clock), memory)

@@ -3,7 +3,7 @@
 References, written out below: SCAN, BFAN, SGRAF and DBL's release score one caption with all images at a time, with the
 contexts of all pairs as vectors. Both sides have the same weights and must agree. Ratios are of CPU seconds on one
 thread: other jobs on the machine hardly change them. Peak memory is that of a forked process above its start.
-Run ``python benchmarks/scoring.py [--quick] [--threads 2] [names ...]``.
+Run ``python -m benchmarks.scoring [--quick] [--threads 2] [names ...]``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize
 
+from benchmarks.timing import cpu_seconds
 from lavis_itm_plugins.losses import boosting_loss
 from lavis_itm_plugins.scoring import DBLScorer, SGRAFScorer, bfan_scores, scan_scores
 
@@ -136,16 +136,6 @@ def tile(size: int, regions: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     images = torch.randn(size, regions, dim, generator=generator)
     captions = torch.randn(size, 19, dim, generator=generator) + images[:, :1]
     return normalize(images, dim=2), normalize(captions, dim=2), lengths
-
-
-def cpu_seconds(act: Callable[[], Any], repeats: int) -> float:
-    """The fastest of `repeats`."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        act()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ The step: `train_steps` as `itm_runner` calls it (schedule, finite checks, clipp
 forward, backward, clipping, optimiser and schedule alone, on the same model and batches, in turn in one process. The
 promise is a ratio of at most 1.05. The checkpoint: a model of 50 million parameters with AdamW's state, and the most
 memory above what was there before; the promise is at most 0.3 times model and optimiser state.
-Run ``python benchmarks/training.py [--quick] [--threads 1] [--require 1.05]``.
+Run ``python -m benchmarks.training [--quick] [--threads 1] [--require 1.05]``.
 """
 
 from __future__ import annotations
