@@ -8,13 +8,12 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tiny
 import torch
 import torch.distributed as dist
-from runners.ranks import GLOBAL_BATCH, fork, rank, size, start_group
+from methods.runs import train_on_ranks
+from runners.ranks import fork, rank, size, start_group
 
 LISTS = {"captions_per_image": 9, "images_per_caption": 5}
 
@@ -31,12 +30,14 @@ def main(folder: Path) -> None:
     stock = FeatureFile.fetch
     FeatureFile.fetch = lambda *given: stock(*given).double()
     if size() == 1:
-        train(folder, "plain", None, max_epoch=1)
+        train_on_ranks(folder, "plain", None, max_epoch=1)
     source = {"source": str(folder / "runs" / "plain_1"), **LISTS}
-    train(folder, "two_rounds", {"model_type": "two_rounds", "candidates": source}, max_epoch=1)
+    two_rounds = {"arch": "itm_aoq", "model_type": "two_rounds", "candidates": source}
+    train_on_ranks(folder, "two_rounds", two_rounds, max_epoch=1)
     own = {"start_epoch": 1, "refresh_every": 1, **LISTS}
     logits = {"base_loss": {"name": "infonce"}, "aoq": {"offline": "logits", "tie_ranks": False}}
-    train(folder, "refresh", {"model_type": "refresh", "candidates": own, **logits})
+    refresh = {"arch": "itm_aoq", "model_type": "refresh", "candidates": own, **logits}
+    train_on_ranks(folder, "refresh", refresh, max_epoch=3)
     if size() > 1:
         dist.destroy_process_group()
 
@@ -55,23 +56,6 @@ def mine(folder: Path) -> None:
     # every rank has the whole result
     arrays = {name: getattr(mined, name) for name in ("captions", "images", "caption_scores", "image_scores")}
     torch.save({**arrays, "report": mined.report}, folder / f"mined_{size()}_{rank()}.pt")
-
-
-def train(folder: Path, name: str, aoq: dict[str, Any] | None, max_epoch: int = 3) -> None:
-    from lavis_itm_plugins.train import run_training
-
-    options = {"batch_size_train": GLOBAL_BATCH // size(), "batch_size_eval": 3, "max_epoch": max_epoch}
-    content = tiny.project(folder / "data", folder / "runs", **options, itm={"run_name": f"{name}_{size()}"})
-    matcher = content["model"]
-    matcher["image"]["dropout"] = 0.0
-    matcher["text"].update(dropout=0.0, output_dropout=0.0)
-    if aoq is not None:
-        content["model"] = {"arch": "itm_aoq", "matcher": matcher, **aoq}
-    runner = run_training(tiny.write_project(folder / f"{name}_{size()}_{rank()}.yaml", content))
-    if rank() == 0:
-        weights = {key: value for key, value in runner._model.state_dict().items() if torch.is_tensor(value)}
-        metrics = runner.folder.metrics.read_text()
-        torch.save({"weights": weights, "metrics": metrics}, folder / f"{name}_{size()}.pt")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import tiny
 import torch
 import torch.distributed as dist
-from runners.ranks import GLOBAL_BATCH, fork, rank, size, start_group
+from methods.runs import train_on_ranks
+from runners.ranks import fork, size, start_group
 
 
 def main(folder: Path) -> None:
@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     FeatureFile.fetch = lambda *given: stock(*given).double()
     start_group()
     if size() == 1:
-        train(folder, "plain", {})
+        train_on_ranks(folder, "plain", None)
     anchor = {"scenario": "frozen", "anchor": str(folder / "runs" / "plain_1"), "form": "absolute"}
     for name, dbl in {
         "momentum": {"momentum": 0.5},
@@ -36,26 +36,9 @@ def main(folder: Path) -> None:
         "peer": {"scenario": "peer", "branches": 3, "mutual": True, "loss": "distill_kl"},
         "boosted_peer": {"scenario": "peer", "branches": 2},
     }.items():
-        train(folder, name, dbl)
+        train_on_ranks(folder, name, {"arch": "itm_dbl", "model_type": "momentum", "dbl": dbl})
     if size() > 1:
         dist.destroy_process_group()
-
-
-def train(folder: Path, name: str, dbl: dict) -> None:
-    from lavis_itm_plugins.train import run_training
-
-    options = {"batch_size_train": GLOBAL_BATCH // size(), "batch_size_eval": 3}
-    content = tiny.project(folder / "data", folder / "runs", **options, itm={"run_name": f"{name}_{size()}"})
-    matcher = content["model"]
-    matcher["image"]["dropout"] = 0.0
-    matcher["text"].update(dropout=0.0, output_dropout=0.0)
-    if name != "plain":
-        content["model"] = {"arch": "itm_dbl", "model_type": "momentum", "matcher": matcher, "dbl": dbl}
-    runner = run_training(tiny.write_project(folder / f"{name}_{size()}_{rank()}.yaml", content))
-    if rank() == 0:
-        weights = {key: value for key, value in runner._model.state_dict().items() if torch.is_tensor(value)}
-        metrics = runner.folder.metrics.read_text()
-        torch.save({"weights": weights, "metrics": metrics}, folder / f"{name}_{size()}.pt")
 
 
 if __name__ == "__main__":

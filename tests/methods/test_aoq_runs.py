@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 from lavis.common.registry import registry
+from methods.runs import plain_run, train
 from runners.compare import assert_equal, assert_same_runs
 from runners.farm import Farm
 
@@ -23,7 +24,6 @@ from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.evaluating import evaluate_checkpoint
 from lavis_itm_plugins.mining import open_candidates
 from lavis_itm_plugins.runners import loop
-from lavis_itm_plugins.train import run_training
 
 STEPS = 8
 LISTS = {"captions_per_image": 9, "images_per_caption": 5}
@@ -32,12 +32,7 @@ LISTS = {"captions_per_image": 9, "images_per_caption": 5}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Data, and the run `plain` of round one."""
-    folder = tmp_path_factory.mktemp("aoq")
-    tiny.write_precomp(folder / "data", test=8)
-    content = tiny.project(folder / "data", folder, itm={"run_name": "plain"})
-    content["model"]["base_loss"] = {"name": "triplet"}
-    train(folder, content)
-    return folder
+    return plain_run(tmp_path_factory.mktemp("aoq"))
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +48,6 @@ def aoq_project(folder, name, *, source="plain", candidates=None, model=None, it
     section = {"arch": "itm_aoq", "model_type": "two_rounds", "matcher": content["model"], "candidates": lists}
     content["model"] = {**section, **(model or {})}
     return content
-
-
-def train(folder, content, *options):
-    path = tiny.write_project(folder / f"{content['run']['itm']['run_name']}.yaml", content)
-    return run_training(path, options)
 
 
 def epochs(folder):

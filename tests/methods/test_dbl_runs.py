@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from lavis.common.registry import registry
+from methods.runs import plain_run, train
 from runners.compare import assert_same_runs
 from runners.farm import Farm
 
@@ -32,12 +33,7 @@ STEPS = 8
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Data, and a plain run of the triplet loss, `plain`, which serves as an anchor."""
-    folder = tmp_path_factory.mktemp("dbl")
-    tiny.write_precomp(folder / "data", test=8)
-    content = tiny.project(folder / "data", folder, itm={"run_name": "plain"})
-    content["model"]["base_loss"] = {"name": "triplet"}
-    train(folder, content)
-    return folder
+    return plain_run(tmp_path_factory.mktemp("dbl"))
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +48,6 @@ def dbl_project(folder, scenario, name, itm=None, region_drop=0.0, dbl=None, **r
     settings = {**({"anchor": str(folder / "plain")} if scenario == "frozen" else {}), **(dbl or {})}
     content["model"] = {"arch": "itm_dbl", "model_type": scenario, "matcher": content["model"], "dbl": settings}
     return content
-
-
-def train(folder, content, *options):
-    path = tiny.write_project(folder / f"{content['run']['itm']['run_name']}.yaml", content)
-    return run_training(path, options)
 
 
 def weights(path, prefix=""):
