@@ -30,6 +30,7 @@ def section(network: str, words: Path, **keys: Any) -> dict[str, Any]:
     """The `model` section of `itm_NETWORK` at the smallest size."""
     sizes: dict[str, Any] = {"vit": {"size": SIZE, "patch": 16, "width": 64, "layers": 2, "heads": 2}, "embed_dim": 16}
     if network == "clip":
+        del sizes["vit"]["heads"]
         sizes["text"] = {"width": 32, "layers": 2, "heads": 2, "context": 16}
     else:
         sizes["bert"] = {"width": 32, "layers": 2, "heads": 2, "hidden": 48, "dropout": 0.0}

@@ -20,7 +20,7 @@ from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import ItmError, unknown_name
 from lavis_itm_plugins.losses import infonce_loss
 from lavis_itm_plugins.matchers.base import starting_weights
-from lavis_itm_plugins.matchers.lavis_config import VitConfig
+from lavis_itm_plugins.matchers.lavis_config import PatchConfig
 from lavis_itm_plugins.matchers.lavis_network import LavisMatcher, Stack, pooled
 from lavis_itm_plugins.methods.base import EncodedBatch
 from lavis_itm_plugins.methods.base_loss import BaseLoss
@@ -32,6 +32,19 @@ _WORDS = 49408
 
 
 @dataclass(frozen=True)
+class ClipVitConfig(PatchConfig):
+    """`model.vit`: sizes of CLIP's vision transformer, a head for each 64 channels."""
+
+    size: int = setting(224, low=8, help="side of the pictures in pixels")
+    patch: int = setting(32, low=1, help="side of a patch in pixels")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % 64:
+            raise ItmError(f"vit.width is {self.width}; CLIP's heads have 64 channels, give a multiple")
+
+
+@dataclass(frozen=True)
 class ClipTextConfig:
     """`model.text`: sizes of CLIP's text transformer."""
 
@@ -40,6 +53,10 @@ class ClipTextConfig:
     heads: int = setting(8, low=1)
     context: int = setting(77, low=3, help="tokens, with start and end; longer captions are cut")
 
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ItmError(f"text.width is {self.width}; give a multiple of text.heads, {self.heads}")
+
 
 @dataclass(frozen=True)
 class ClipConfig:
@@ -47,7 +64,7 @@ class ClipConfig:
 
     architecture: str | None = setting(None, help="one of LAVIS's, such as ViT-B-32; instead of embed_dim, vit, text")
     embed_dim: int = setting(512, low=1, help="size of the joint space")
-    vit: VitConfig = field(default_factory=lambda: VitConfig(size=224, patch=32))
+    vit: ClipVitConfig = field(default_factory=ClipVitConfig)
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
     quick_gelu: bool = setting(False, help="true for OpenAI's weights")
     base_loss: BaseLoss = field(default_factory=BaseLoss)
@@ -61,8 +78,6 @@ class ClipConfig:
     def __post_init__(self) -> None:
         if self.architecture is not None and self.architecture not in lavis_clip.list_models():
             raise unknown_name("architecture", self.architecture, lavis_clip.list_models())
-        if self.architecture is None and self.vit.width % 64:
-            raise ItmError(f"vit.width is {self.vit.width}; CLIP's heads have 64 channels, give a multiple")
 
 
 @register_model("itm_clip")

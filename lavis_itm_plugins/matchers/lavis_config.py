@@ -12,20 +12,29 @@ OBJECTIVES = ("plain", "itm", "itc", "itc_itm")
 
 
 @dataclass(frozen=True)
-class VitConfig:
-    """`model.vit`: sizes of the vision transformer; the defaults are those of ViT-B/16."""
+class PatchConfig:
+    """Sizes that every vision transformer has."""
 
     size: int = setting(384, low=8, help="side of the pictures in pixels")
     patch: int = setting(16, low=1, help="side of a patch in pixels")
     width: int = setting(768, low=8)
     layers: int = setting(12, low=1)
+
+    def __post_init__(self) -> None:
+        if self.size % self.patch:
+            raise ItmError(f"vit.size is {self.size}; give a multiple of vit.patch, {self.patch}")
+
+
+@dataclass(frozen=True)
+class VitConfig(PatchConfig):
+    """`model.vit`: sizes of the vision transformer; the defaults are those of ViT-B/16."""
+
     heads: int = setting(12, low=1)
     mlp_ratio: float = setting(4.0, above=0)
     drop_path: float = setting(0.0, low=0, below=1, help="stochastic depth")
 
     def __post_init__(self) -> None:
-        if self.size % self.patch:
-            raise ItmError(f"vit.size is {self.size}; give a multiple of vit.patch, {self.patch}")
+        super().__post_init__()
         if self.width % self.heads:
             raise ItmError(f"vit.width is {self.width}; give a multiple of vit.heads, {self.heads}")
 

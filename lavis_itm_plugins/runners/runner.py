@@ -187,8 +187,9 @@ class ItmRunner(RunnerComponents):
 
     def _say_what_is_missing(self) -> None:
         """Say what the run does without."""
+        loaders = self.dataloaders
         for key in ("valid_splits", "test_splits"):
-            missing = [split for split in getattr(self.settings, key) if split not in self.dataloaders]
+            missing = [split for split in getattr(self.settings, key) if split not in loaders]
             if missing:
                 log.warning("run.%s names %s, which the data do not have", key, ", ".join(missing))
         if not self.splits("valid_splits"):
