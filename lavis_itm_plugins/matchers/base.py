@@ -43,6 +43,8 @@ class Matcher(Trainable):
     vocabulary_class: ClassVar[type] = Vocabulary
     # of an evaluation tile, see `tile_grid`; a network whose scores cost more than a product says more
     bytes_per_pair: int = 16
+    # modules that `score` alone uses
+    scorers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any, vocabulary: Vocabulary | None = None) -> None:
         """With `config` None the network is built by the first checkpoint that is loaded."""
@@ -90,6 +92,17 @@ class Matcher(Trainable):
         for rows, columns, tile in score_tiles(images, captions, self.score, bytes_per_pair=self.bytes_per_pair):
             scores[rows, columns] = tile.float().cpu().numpy()
         return scores, scores.T
+
+    @property
+    def encode_chunk(self) -> int | None:
+        """How many items are encoded at a time in training; None: the whole batch."""
+        return getattr(self.config, "encode_chunk", None)
+
+    def take_states(self) -> Any:
+        """What the encoders kept of a chunk for losses of the network's own, which is then forgotten; here nothing."""
+
+    def keep_states(self, parts: Sequence[Any]) -> None:
+        """Keep what `take_states` gave for each chunk of a batch as that of the batch."""
 
     def momentum_twin(self) -> Any | None:
         """The momentum copy that this network has and moves by itself, as a matcher; None where it has none."""

@@ -23,10 +23,11 @@ from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.matchers.lavis_config import LavisConfig, VitConfig
 from lavis_itm_plugins.matchers.lavis_fusion import bert_sizes
-from lavis_itm_plugins.matchers.lavis_itm import LocalPass, itm_loss, smoothed_contrast
-from lavis_itm_plugins.matchers.lavis_network import LavisMatcher, Stack
+from lavis_itm_plugins.matchers.lavis_itm import smoothed_contrast
+from lavis_itm_plugins.matchers.lavis_matching import MatchingMatcher
+from lavis_itm_plugins.matchers.lavis_network import Stack
 from lavis_itm_plugins.matchers.vse import unit
-from lavis_itm_plugins.methods.base import EncodedBatch, batch_image_ids
+from lavis_itm_plugins.methods.base import EncodedBatch
 from lavis_itm_plugins.registry import register_model
 
 SMOOTHING = 0.1
@@ -79,7 +80,7 @@ class Blip2Network(Blip2Qformer):
 
 
 @register_model("itm_blip2")
-class Blip2Matcher(LavisMatcher):
+class Blip2Matcher(MatchingMatcher):
     """The largest cosine of an image's query vectors with a caption.
 
     Methods that want one vector for an image (CODER) get the mean of the query vectors.
@@ -104,11 +105,6 @@ class Blip2Matcher(LavisMatcher):
     )
     # captions and queries pass through the same Q-Former
     towers: ClassVar[Mapping[str, tuple[str, ...]]] = {"image": ("visual_encoder", "ln_vision")}
-
-    def build(self) -> None:
-        """Make the network."""
-        super().build()
-        self._local = LocalPass()
 
     def make_network(self) -> Blip2Network:
         """The first stage of the configured sizes."""
@@ -135,7 +131,7 @@ class Blip2Matcher(LavisMatcher):
         vectors = unit(self.network.vision_proj(output.last_hidden_state))
         encoded = Encoded(pooled=unit(vectors.mean(dim=1)), regions=vectors)
         if self._matches:
-            self._local.image_states, self._local.images = states, vectors
+            self._local.image_states, self._local.images = states, encoded
         return encoded
 
     def image_states(self, samples: Mapping[str, Any]) -> Tensor:
@@ -146,14 +142,10 @@ class Blip2Matcher(LavisMatcher):
         """Unit vectors (n, embed_dim)."""
         self._check_built()
         tokens = self.tokens(captions)
-        vectors = unit(self.network.text_proj(self.network.forward_text(tokens)))
+        encoded = Encoded(pooled=unit(self.network.text_proj(self.network.forward_text(tokens))))
         if self._matches:
-            self._local.tokens, self._local.captions = {**tokens}, vectors
-        return Encoded(pooled=vectors)
-
-    @property
-    def _matches(self) -> bool:
-        return self.config.matches and self.training and torch.is_grad_enabled()
+            self._local.tokens, self._local.captions = {**tokens}, encoded
+        return encoded
 
     def score(self, images: Encoded, captions: Encoded) -> Tensor:
         """Scores (n_images, n_captions), differentiable; never in half precision."""
@@ -175,18 +167,8 @@ class Blip2Matcher(LavisMatcher):
         else:
             parts = super().matching_losses(batch, encoded, scores)
         if self._matches:
-            parts["loss_itm"] = self._itm_loss(batch)
+            parts["loss_itm"] = self.matching_loss(batch)
         return parts
-
-    def _itm_loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Of this rank's pairs; what a method encoded beyond them is left out."""
-        local, self._local, size = self._local, LocalPass(), len(batch["text_input"])
-        assert local.image_states is not None and local.images is not None
-        assert local.tokens is not None and local.captions is not None
-        similarities = largest_cosine(local.images[:size], local.captions[:size]).detach() / self.network.temp.detach()
-        tokens = {name: value[:size] for name, value in local.tokens.items()}
-        ids = batch_image_ids(batch, self.device)
-        return itm_loss(self.itm_logits, local.image_states[:size], tokens, similarities, ids)
 
     def itm_logits(self, image_states: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
         """Logits (n, 2) of aligned pairs, the mean over the query tokens."""

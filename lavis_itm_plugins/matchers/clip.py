@@ -74,6 +74,7 @@ class ClipConfig:
     freeze: list[str] = setting([], choices=("image", "text"), help="towers that are not trained")
     layer_decay: float = setting(1.0, above=0, high=1, help="learning-rate factor from each layer to the one below")
     checkpoint: bool = setting(False, help="compute blocks again in the backward pass: slower, less memory")
+    encode_chunk: int | None = setting(None, low=1, help="items encoded at a time; again in the backward pass")
 
     def __post_init__(self) -> None:
         if self.architecture is not None and self.architecture not in lavis_clip.list_models():

@@ -69,6 +69,7 @@ class LavisConfig:
     freeze: list[str] = setting([], choices=("image", "text"), help="towers that are not trained")
     layer_decay: float = setting(1.0, above=0, high=1, help="learning-rate factor from each layer to the one below")
     checkpoint: bool = setting(False, help="compute blocks again in the backward pass: slower, less memory")
+    encode_chunk: int | None = setting(None, low=1, help="items encoded at a time; again in the backward pass")
     tokenizer_path: str | None = setting(None, help="bert-base-uncased's vocab.txt, or its folder")
     max_words: int = setting(35, low=3, high=512, help="longer captions are cut; in word pieces")
 

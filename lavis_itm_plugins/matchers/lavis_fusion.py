@@ -19,9 +19,11 @@ from lavis_itm_plugins.distributed import gather_rows
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.matchers.base import Matcher
 from lavis_itm_plugins.matchers.lavis_config import BertConfig, LavisConfig, VitConfig
-from lavis_itm_plugins.matchers.lavis_itm import Keys, LocalPass, enqueue, itm_loss, queue_loss
-from lavis_itm_plugins.matchers.lavis_network import LavisMatcher, Stack, pooled
-from lavis_itm_plugins.methods.base import EncodedBatch, batch_image_ids
+from lavis_itm_plugins.matchers.lavis_itm import Keys, enqueue, queue_loss
+from lavis_itm_plugins.matchers.lavis_matching import MatchingMatcher
+from lavis_itm_plugins.matchers.lavis_network import Stack, pooled
+from lavis_itm_plugins.methods.base import EncodedBatch
+from lavis_itm_plugins.methods.chunks import encode_captions, encode_images
 
 _MOMENTUM = ("visual_encoder_m", "text_encoder_m", "vision_proj_m", "text_proj_m")
 _QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr")
@@ -36,7 +38,7 @@ class FusionConfig(LavisConfig):
     alpha: float = setting(0.4, low=0, high=1, help="share of the momentum towers' opinion in the targets")
 
 
-class FusionMatcher(LavisMatcher):
+class FusionMatcher(MatchingMatcher):
     """Cosine of the projected [CLS] states. A subclass writes `make_network` and `itm_logits`."""
 
     config_class = FusionConfig
@@ -55,7 +57,7 @@ class FusionMatcher(LavisMatcher):
     def build(self) -> None:
         """Make the network; the momentum towers only for an objective that uses them."""
         super().build()
-        self._local, self._keys = LocalPass(), []
+        self._keys: list[Keys] = []
         if not self.config.contrasts:
             for name in (*_MOMENTUM, *_QUEUES):
                 delattr(self.network, name)
@@ -79,7 +81,7 @@ class FusionMatcher(LavisMatcher):
         states = self.image_states(samples)
         encoded = pooled(self.network.vision_proj(states[:, 0]))
         if self._matches:
-            self._local.image_states, self._local.images = states, encoded.pooled
+            self._local.image_states, self._local.images = states, encoded
         return encoded
 
     def image_states(self, samples: Mapping[str, Any]) -> Tensor:
@@ -93,12 +95,8 @@ class FusionMatcher(LavisMatcher):
         states = self.network.text_encoder.forward_text(tokens).last_hidden_state
         encoded = pooled(self.network.text_proj(states[:, 0]))
         if self._matches:
-            self._local.tokens, self._local.captions = {**tokens, "states": states}, encoded.pooled
+            self._local.tokens, self._local.captions = {**tokens, "states": states}, encoded
         return encoded
-
-    @property
-    def _matches(self) -> bool:
-        return self.config.matches and self.training and torch.is_grad_enabled()
 
     def matching_losses(self, batch: Mapping[str, Any], encoded: EncodedBatch, scores: Tensor) -> dict[str, Tensor]:
         """The base loss, or LAVIS's contrast with momentum queues; and its matching loss."""
@@ -107,7 +105,7 @@ class FusionMatcher(LavisMatcher):
         else:
             parts = super().matching_losses(batch, encoded, scores)
         if self._matches:
-            parts["loss_itm"] = self._itm_loss(batch)
+            parts["loss_itm"] = self.matching_loss(batch)
         return parts
 
     def _contrast(self, batch: Mapping[str, Any], encoded: EncodedBatch) -> Tensor:
@@ -121,21 +119,11 @@ class FusionMatcher(LavisMatcher):
         assert images is not None and captions is not None
         return queue_loss(self.network, images, captions, keys, alpha=self._alpha(batch))
 
-    def _itm_loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Of this rank's pairs; what a method encoded beyond them is left out."""
-        local, self._local = self._local, LocalPass()
-        size = len(batch["text_input"])
-        assert local.image_states is not None and local.images is not None
-        assert local.tokens is not None and local.captions is not None
-        similarities = local.images[:size].detach() @ local.captions[:size].detach().T / self.network.temp.detach()
-        tokens = {name: value[:size] for name, value in local.tokens.items()}
-        image_ids = batch_image_ids(batch, self.device)
-        return itm_loss(self.itm_logits, local.image_states[:size], tokens, similarities, image_ids)
-
     @torch.no_grad()
     def _momentum_keys(self, batch: Mapping[str, Any], image_ids: Tensor) -> Keys:
         """The momentum towers' vectors of the batch of all ranks."""
-        images, captions = self.momentum_images(batch).pooled, self.momentum_captions(batch["text_input"]).pooled
+        twin = MomentumTwin(self)
+        images, captions = encode_images(twin, batch).pooled, encode_captions(twin, batch["text_input"]).pooled
         assert images is not None and captions is not None
         return Keys(gather_rows(images), gather_rows(captions), image_ids)
 
@@ -183,7 +171,7 @@ class MomentumTwin(nn.Module):
     def __init__(self, owner: FusionMatcher) -> None:
         super().__init__()
         self._owner = (owner,)
-        self.momentum = owner.config.momentum
+        self.momentum, self.encode_chunk = owner.config.momentum, owner.encode_chunk
 
     @property
     def device(self) -> torch.device:

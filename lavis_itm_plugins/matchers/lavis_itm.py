@@ -14,18 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lavis_itm_plugins.methods.chunks import recomputed
+
 # a negative whose softmax weight underflows can still be drawn
 _LEAST_WEIGHT = 1e-4
-
-
-@dataclass
-class LocalPass:
-    """What this rank encoded in a training step, kept until its losses are computed."""
-
-    image_states: Tensor | None = None
-    images: Tensor | None = None
-    tokens: Mapping[str, Tensor] | None = None
-    captions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +35,8 @@ def itm_loss(
     tokens: Mapping[str, Tensor],
     similarities: Tensor,
     image_ids: Tensor,
+    *,
+    chunk: int | None = None,
 ) -> Tensor:
     """Cross-entropy of match or not: each pair, each caption with a drawn other image, each image with another caption.
 
@@ -51,6 +45,7 @@ def itm_loss(
         image_states: (n, P, w) of this rank; tokens: (n, T) tensors by name.
         similarities: (n, n) cosines over temperature, image by caption; the likelier a negative, the more often drawn.
         image_ids: (n,); items of the same image are never drawn. Without another image only the pairs count.
+        chunk: so many pairs at a time pass through the head, and again in the backward pass; all at once when None.
     """
     same = image_ids[:, None] == image_ids[None, :]
     count, usable = len(image_ids), ~same.all(dim=1)
@@ -59,8 +54,15 @@ def itm_loss(
     rows = torch.arange(count, device=image_ids.device)
     image_rows = torch.cat([rows, other_images, rows[usable]])
     caption_rows = torch.cat([rows, rows[usable], other_captions])
-    chosen = {name: value[caption_rows] for name, value in tokens.items()}
-    logits = logits_of(image_states[image_rows], chosen)
+
+    def logits_at(images: Tensor, captions: Tensor) -> Tensor:
+        return logits_of(image_states[images], {name: value[captions] for name, value in tokens.items()})
+
+    if chunk is None:
+        logits = logits_at(image_rows, caption_rows)
+    else:
+        pairs = zip(image_rows.split(chunk), caption_rows.split(chunk), strict=True)
+        logits = torch.cat([recomputed(logits_at, *pair) for pair in pairs])
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[:count] = 1
     return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)

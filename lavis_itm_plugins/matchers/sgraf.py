@@ -44,6 +44,7 @@ class SgrafMatcher(SetMatcher):
 
     arch = "itm_sgraf"
     config_class = SgrafConfig
+    scorers = ("scorer",)
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {
         "f30k_saf": "models/itm_sgraf_saf.yaml",
         "f30k_sgr": "models/itm_sgraf_sgr.yaml",

@@ -38,6 +38,7 @@ class VseConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextConfig = field(default_factory=TextConfig)
     base_loss: BaseLoss = field(default_factory=BaseLoss)
+    encode_chunk: int | None = setting(None, low=1, help="items encoded at a time; again in the backward pass")
     vocab_path: str | None = setting(None, help="JSON vocabulary; built from the training captions when not given")
     min_count: int = setting(4, low=1, help="how often a word must occur to enter a built vocabulary")
 

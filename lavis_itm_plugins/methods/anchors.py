@@ -41,11 +41,11 @@ class FrozenAnchor:
     hash of its weights, which tells whether a run goes on with the anchor it began with.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Raises ItmError when the file is missing or holds no matcher."""
+    def __init__(self, path: str | Path, chunk: int | None = None) -> None:
+        """It encodes so many items at a time. Raises ItmError when the file is missing or holds no matcher."""
         self.path = anchor_file(path)
         self.matcher = load_matcher(self.path).requires_grad_(False)
-        self.content = content_of(self.matcher)
+        self.content, self.chunk = content_of(self.matcher), chunk
         self._cached: tuple[Encoded, Encoded, Tensor] | None = None
 
     def to(self, device: torch.device) -> FrozenAnchor:
@@ -57,7 +57,7 @@ class FrozenAnchor:
     def scores(self, batch: Mapping[str, Any]) -> Tensor:
         """Of the batch, from the cache when it is filled."""
         if self._cached is None:
-            encoded = encode_batch(self.matcher, batch)
+            encoded = encode_batch(self.matcher, batch, self.chunk)
             return self.matcher.score(encoded.images, encoded.captions)
         images, captions, caption_image = self._cached
         device = self.matcher.device

@@ -26,6 +26,7 @@ from lavis_itm_plugins.matchers.base import starting_weights
 from lavis_itm_plugins.methods.anchors import anchor_file
 from lavis_itm_plugins.methods.base import EncodedBatch, batch_image_ids, same_image
 from lavis_itm_plugins.methods.candidates import CandidateConfig, MinedLists, holds_lists
+from lavis_itm_plugins.methods.chunks import encode_captions, encode_images
 from lavis_itm_plugins.methods.method import Method, MethodConfig
 from lavis_itm_plugins.methods.offline import OfflineCaptionDataset, check_trainable
 from lavis_itm_plugins.mining.sampling import CROSS_PAIRS, QuintupleSampler
@@ -114,8 +115,8 @@ class Aoq(Method):
         size, matcher = len(batch["text_input"]), self.matcher
         keys = [key for key in ("image", "image_mask") if key in batch]
         joined = {key: torch.cat([batch[key], batch[f"offline_{key}"]]) for key in keys}
-        images = matcher.encode_images({**batch, **joined})
-        captions = matcher.encode_captions([*batch["text_input"], *batch["offline_text_input"]])
+        images = encode_images(matcher, {**batch, **joined})
+        captions = encode_captions(matcher, [*batch["text_input"], *batch["offline_text_input"]])
         first, third = slice(0, size), slice(size, 2 * size)
         # without pairs I4 and T4 are not loaded; any score stands for theirs, since it is masked
         fourth = slice(2 * size, 3 * size) if self.config.aoq.pairs else third

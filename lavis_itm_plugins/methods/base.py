@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from lavis_itm_plugins.distributed import gather_encoded, gather_rows
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import unknown_name
+from lavis_itm_plugins.methods.chunks import encode_captions, encode_images
 from lavis_itm_plugins.resources import config_file
 
 
@@ -114,9 +115,9 @@ class EncodedBatch:
     positives: Tensor | None
 
 
-def encode_batch(matcher: Any, batch: Mapping[str, Any]) -> EncodedBatch:
-    """Encode this rank's part with a matcher and gather the others'."""
-    images = gather_encoded(matcher.encode_images(batch))
-    captions = gather_encoded(matcher.encode_captions(batch["text_input"]))
+def encode_batch(matcher: Any, batch: Mapping[str, Any], chunk: int | None = None) -> EncodedBatch:
+    """Encode this rank's part with a matcher and gather the others'; `chunk` as in `encode_images`."""
+    images = gather_encoded(encode_images(matcher, batch, chunk))
+    captions = gather_encoded(encode_captions(matcher, batch["text_input"], chunk))
     image_ids = gather_rows(batch_image_ids(batch, matcher.device))
     return EncodedBatch(images, captions, image_ids, same_image(image_ids))

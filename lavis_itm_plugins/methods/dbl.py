@@ -221,7 +221,7 @@ class Dbl(Method):
                 raise ItmError(
                     "model.dbl.anchor is not set; give the checkpoint or the run folder of a trained matcher"
                 )
-            self.frozen = FrozenAnchor(self.config.dbl.anchor)
+            self.frozen = FrozenAnchor(self.config.dbl.anchor, self.matcher.encode_chunk)
             self._check_anchor()
         return self.frozen.to(self.device)
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 IMAGE_IDS = [0, 1, 2, 0, 3, 4, 2]
 CAPTIONS = ["a red ball", "two dogs", "a cat on a box", "the ball", "one star", "the tiny blue ring is next", "a cat"]
+IN_CHUNKS = ("clip", "blip")
 
 
 class Pictures(Dataset):
@@ -46,7 +47,9 @@ def main(folder: Path) -> None:
     results = {}
     for network in lavis_tiny.NETWORKS:
         torch.manual_seed(0)
-        section = OmegaConf.create(lavis_tiny.section(network, folder / "vocab.txt", objective="itc"))
+        # two ranks in chunks equal one process with the whole batch
+        keys = {"objective": "itc", "encode_chunk": 2 if size() > 1 and network in IN_CHUNKS else None}
+        section = OmegaConf.create(lavis_tiny.section(network, folder / "vocab.txt", **keys))
         model = registered("model")[f"itm_{network}"].from_config(section).double().train()
         if network == "blip2":
             # BLIP-2's own norm always computes in single precision
