@@ -1,17 +1,14 @@
-"""A step of itm_coder against a plain step of the same matcher, and ConceptNet's reader on a generated file.
+"""A step of itm_coder against a plain step of the same matcher.
 
 The step: both branches, key tower, four dictionaries, pseudo labels and `after_step` against the plain InfoNCE step, on
 the same batches, in turn in one process, in CPU seconds; the promise is a ratio of at most 2.2 at B = 128 with
 dictionaries of 4,096 keys. Memory: the extra state, and the most memory of a step above what was there before.
-The reader: a gzipped file of 2 million lines with broken ones among them, at least 200,000 lines a second on one core,
-and memory that follows what is kept; `--conceptnet` and `--captions` read real files too and print the coverage.
 Run ``python -m benchmarks.coder [--quick] [--threads 1] [--require 2.2]``.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import os
 import random
 import statistics
@@ -26,10 +23,6 @@ import torch
 
 from benchmarks.training import PeakMemory, make_batches, make_model
 from lavis_itm_plugins import register
-
-LANGUAGES = ("en", "en", "en", "fr", "de", "ja", "es", "fi", "ru", "la")
-RELATIONS = ("RelatedTo", "IsA", "HasContext", "Synonym", "FormOf", "AtLocation")
-BROKEN = ("not a line of five columns\n", "/a/x\t/r/IsA\t/c/en/word1\t/c/en/word2\n", "\n")
 
 
 def make_coder(matcher: Any, size: int, folder: Path) -> Any:
@@ -96,58 +89,6 @@ def step_costs(rounds: int, batch: int, dim: int, size: int, keys: int) -> dict[
     return {**medians, **{f"{name}_mb": value for name, value in memory.items()}, "state_mb": (state - own) / 2**20}
 
 
-def write_assertions(path: Path, lines: int) -> int:
-    """A file in ConceptNet's form, one line in a thousand broken; gives back how many those are."""
-    rng, broken = random.Random(0), 0
-    tail = '"license": "cc:by-sa/4.0", "sources": [{"contributor": "/s/resource/wiktionary/en"}], "weight"'
-    with gzip.open(path, "wt", compresslevel=6) as file:
-        for number in range(lines):
-            if number % 1000 == 0:
-                file.write(BROKEN[number // 1000 % len(BROKEN)])
-                broken += 1
-                continue
-            language, relation = rng.choice(LANGUAGES), rng.choice(RELATIONS)
-            a, b = (f"/c/{language}/word{int(50_000 * rng.random() ** 3)}" for _ in range(2))
-            about = f'{{"dataset": "/d/generated", {tail}: {4 * rng.random() + 0.001:.3f}}}'
-            file.write(f"/a/[/r/{relation}/,{a}/n/,{b}/]\t/r/{relation}\t{a}/n\t{b}\t{about}\n")
-    return broken
-
-
-def reading(lines: int) -> str:
-    """What the reader does with a generated file."""
-    from lavis_itm_plugins.concepts import read_conceptnet
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "assertions.csv.gz"
-        broken = write_assertions(path, lines)
-        parts = []
-        for words in (300, 10_000):
-            vocabulary = [f"word{number}" for number in range(words)]
-            start = time.process_time()
-            with PeakMemory() as memory:
-                graph = read_conceptnet(path, vocabulary)
-            rate = lines / (time.process_time() - start)
-            if graph.graph["bad_lines"] != broken:
-                raise SystemExit(f"{graph.graph['bad_lines']} broken lines were counted, {broken} were written")
-            kept = f"{graph.number_of_edges():,} edges kept, {memory.extra / 2**20:.0f} MB at most"
-            parts.append(f"{words:,} words: {rate:,.0f} lines a CPU second, {kept}")
-    return f"read_conceptnet, {lines:,} lines, {broken:,} of them broken; " + "; ".join(parts)
-
-
-def coverage(assertions: str, captions: str) -> str:
-    """How many of the captions' words a real file knows."""
-    from lavis_itm_plugins.concepts import concept_vocabulary, read_conceptnet
-
-    texts = Path(captions).read_text(encoding="utf-8").splitlines()
-    words = list(concept_vocabulary(texts, sys.maxsize))
-    graph = read_conceptnet(assertions, words)
-    known = sum(1 for _, degree in graph.degree() if degree)
-    return (
-        f"{assertions}: {graph.graph['lines']:,} lines, {graph.graph['bad_lines']} broken; {graph.number_of_edges():,} "
-        f"edges between {known} of {len(words)} words of at least 5 captions ({100 * known / len(words):.0f} %)"
-    )
-
-
 def cases(quick: bool) -> Iterator[tuple[str, dict[str, int]]]:
     """The quick one only makes sure that all of it runs."""
     if quick:
@@ -158,11 +99,9 @@ def cases(quick: bool) -> Iterator[tuple[str, dict[str, int]]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small model, a file of 50,000 lines")
+    parser.add_argument("--quick", action="store_true", help="a small model")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--require", type=float, default=0.0, help="exit with 1 if the step's ratio is larger")
-    parser.add_argument("--conceptnet", help="also read this file")
-    parser.add_argument("--captions", help="whose words are looked up in it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     register()
@@ -178,9 +117,6 @@ def main() -> int:
             flush=True,
         )
         failed |= bool(args.require) and ratio > args.require
-    print(reading(50_000 if args.quick else 2_000_000), flush=True)
-    if args.conceptnet and args.captions:
-        print(coverage(args.conceptnet, args.captions))
     return int(failed)
 
 

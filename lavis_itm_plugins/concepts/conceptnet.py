@@ -86,7 +86,7 @@ def read_conceptnet(
         weight.
 
     Raises:
-        ItmError: the file cannot be read, or is cut short.
+        ItmError: the file cannot be read, or is a gzipped one that is cut short or damaged.
 
     >>> import io
     >>> line = b'/a/1\t/r/CapableOf\t/c/en/dog/n\t/c/en/run/v/wn\t{"weight": 2.0}'
@@ -99,8 +99,13 @@ def read_conceptnet(
         try:
             for chunk in _chunks(path, opened):
                 _read_lines(chunk, reading)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ItmError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            # what was read so far would pass for the whole
+            raise ItmError(
+                f"{path} is cut short or damaged after line {reading.lines} ({error}); fetch it again"
+            ) from None
+        except OSError as error:
+            raise ItmError(f"cannot read {path}: {error.strerror or error}") from None
     if reading.bad:
         log.warning("%s: %d of %d lines are broken and left out", path, reading.bad, reading.lines)
     graph: nx.MultiDiGraph[str] = nx.MultiDiGraph(lines=reading.lines, bad_lines=reading.bad)
@@ -190,10 +195,14 @@ def _keep(fields: Sequence[bytes], starts: Sequence[str], ends: Sequence[str], r
 
 
 def _weight(about: bytes) -> float | None:
-    """The positive number after the last "weight" of an assertion's JSON, which is its last key."""
+    """The positive number after the last "weight" of an assertion's JSON, which is its last key.
+
+    Without the brace after it the line is cut, maybe within the number.
+    """
     _, found, rest = about.rpartition(b'"weight"')
+    number, closed, _ = rest.partition(b"}")
     try:
-        weight = float(rest.strip().removeprefix(b":").split(b",", 1)[0].split(b"}", 1)[0]) if found else 0.0
+        weight = float(number.strip().removeprefix(b":").split(b",", 1)[0]) if found and closed else 0.0
     except ValueError:
         return None
     return weight if 0 < weight < float("inf") else None

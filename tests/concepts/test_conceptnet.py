@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import random
 import sys
 import tracemalloc
 from pathlib import Path
@@ -77,6 +76,8 @@ def test_other_languages_are_left_out() -> None:
         assertion("dog", "IsA", "ball", "heavy"),
         assertion("dog", "IsA", "ball", -1),
         assertion("dog", "IsA", "ball", "NaN"),
+        assertion("dog", "IsA", "ball", 12.5).removesuffix(b".5}\n") + b"\n",
+        assertion("dog", "IsA", "ball")[:-12] + b"\n",
         assertion("dog", "IsA", "ball").replace(b"dog", b"d\xffg"),
         assertion("dog", "IsA", "ball").replace(b"\t/r/IsA", b"\tIsA"),
     ],
@@ -121,10 +122,20 @@ def test_plain_gzipped_and_standard_input_are_the_same(tmp_path, monkeypatch) ->
 def test_a_file_that_cannot_be_read_is_named(tmp_path) -> None:
     with pytest.raises(ItmError, match=r"cannot read .*absent.csv: No such file"):
         read_conceptnet(tmp_path / "absent.csv", WORDS)
-    cut = tmp_path / "cut.csv.gz"
-    cut.write_bytes(gzip.compress(random.Random(0).randbytes(5000))[:-100])
-    with pytest.raises(ItmError, match=r"cannot read .*cut.csv.gz"):
-        read_conceptnet(cut, WORDS)
+
+
+def test_a_packed_file_that_is_cut_or_damaged_is_no_smaller_graph(tmp_path) -> None:
+    lines = b"".join(assertion(f"dog{number}", "IsA", "ball", number + 1) for number in range(50_000))
+    packed, place = gzip.compress(lines), tmp_path / "assertions.csv.gz"
+    flipped = bytearray(packed)
+    flipped[len(packed) // 2] ^= 255
+    for content in (packed[: len(packed) // 2], packed[:-4], bytes(flipped)):
+        place.write_bytes(content)
+        with pytest.raises(ItmError, match=r"assertions.csv.gz is cut short or damaged after line \d+.*fetch it again"):
+            read_conceptnet(place, WORDS)
+    # unpacked, the lines before the cut are whole, and the last one is broken
+    graph = read(lines[: lines.index(b"dog9999") + 80], [f"dog{number}" for number in range(10_000)] + ["ball"])
+    assert graph.graph["bad_lines"] == 1 and graph.graph["lines"] == graph.number_of_edges() + 1 == 10_000
 
 
 def test_memory_follows_what_is_kept(tmp_path) -> None:
