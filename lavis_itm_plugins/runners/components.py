@@ -79,9 +79,9 @@ class RunnerComponents(RunnerBase):
 
     @property
     def scaler(self) -> Any:
-        """A gradient scaler when float16 is trained on a GPU."""
-        if self._scaler is None and self.cuda_enabled and self.amp_dtype == torch.float16:
-            self._scaler = torch.amp.GradScaler("cuda")
+        """A gradient scaler when float16 is trained, whose small gradients would vanish."""
+        if self._scaler is None and self.amp_dtype == torch.float16:
+            self._scaler = torch.amp.GradScaler(self.device.type)
         return self._scaler
 
     @property
