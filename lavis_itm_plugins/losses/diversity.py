@@ -55,7 +55,8 @@ def diversity_weights(
     """
     check_valid(similarities, valid)
     check_weighting(kind, beta, temperature)
-    return _log_weights(_exponents(similarities, valid, kind, beta, temperature), valid).exp()
+    keep, similarities = valid.to(similarities.dtype), similarities.masked_fill(~valid, 0)
+    return _log_weights(_exponents(similarities, keep, kind, beta, temperature), keep).exp()
 
 
 @float32_island
@@ -142,8 +143,9 @@ def weighted_contrast(
         return own.sum()
     sharpness = 1 / temperature if form == "nce" else slope
     logits = sharpness * (similarities if form == "nce" else similarities - offset)
-    logits = logits + _log_weights(_exponents(similarities, valid, kind, beta, 1 / sharpness, spread), valid)
-    rest = _valid_only(logits, valid).logsumexp(dim=1)
+    keep = valid.to(logits.dtype)
+    exponents = None if kind == "none" else _exponents(similarities, keep, kind, beta, 1 / sharpness, spread)
+    rest = (logits + (_penalties(keep) if exponents is None else _log_weights(exponents, keep))).logsumexp(dim=1)
     if form == "nce":
         losses = torch.logaddexp(sharpness * own, rest) - sharpness * own
     else:
@@ -161,24 +163,39 @@ def negative_spreads(similarities: Tensor, valid: Tensor) -> tuple[Tensor, Tenso
     >>> negative_spreads(torch.tensor([[0.25, 0.75, 9.0]]), torch.tensor([[True, True, False]]))
     (tensor([[2]]), tensor([[0.5000]]), tensor([[0.2500]]))
     """
-    counts = valid.sum(dim=1, keepdim=True)
-    means = similarities.masked_fill(~valid, 0).sum(dim=1, keepdim=True) / counts.clamp(min=1)
-    squares = (similarities - means).square().masked_fill(~valid, 0).sum(dim=1, keepdim=True)
+    keep = valid.to(similarities.dtype)
+    counts, means, spreads = _spreads(similarities, keep)
+    return counts.long(), means, spreads
+
+
+# Masks are products and sums of float32 tensors here: over a dictionary of thousands, filling by a bool mask takes
+# several times as long. What is not finite in a slot that is not valid then gives NaN, which the loss shall be anyway.
+
+
+def _spreads(similarities: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    counts = keep.sum(dim=1, keepdim=True)
+    means = (similarities * keep).sum(dim=1, keepdim=True) / counts.clamp(min=1)
+    squares = (similarities - means).mul_(keep).square_().sum(dim=1, keepdim=True)
     return counts, means, (squares / counts.clamp(min=1)).sqrt()
 
 
+def _penalties(keep: Tensor) -> Tensor:
+    """0 for a valid negative, else -1e30, whose exponential is 0 beside any logit. Finite: a query without a valid one
+    would become NaN, or have NaN inside its log-sum-exp's gradient."""
+    return (keep - 1) * 1e30
+
+
 @torch.no_grad()
-def _log_weights(exponents: Tensor, valid: Tensor) -> Tensor:
-    """Logarithms of the weights proportional to exp(exponents), (B, M); -inf where not valid."""
-    counts = valid.sum(dim=1, keepdim=True).clamp(min=1)
-    shares = _valid_only(exponents, valid).log_softmax(dim=1)
-    return (shares + counts.to(shares.dtype).log()).masked_fill(~valid, -torch.inf)
+def _log_weights(exponents: Tensor, keep: Tensor) -> Tensor:
+    """Logarithms of the weights proportional to exp(exponents), (B, M); -1e30 where not valid."""
+    counts, penalties = keep.sum(dim=1, keepdim=True).clamp(min=1), _penalties(keep)
+    return (exponents + penalties).log_softmax(dim=1).add_(counts.log()).add_(penalties)
 
 
 @torch.no_grad()
 def _exponents(
     similarities: Tensor,
-    valid: Tensor,
+    keep: Tensor,
     kind: str,
     beta: float,
     temperature: float | Tensor,
@@ -188,10 +205,10 @@ def _exponents(
         return torch.zeros_like(similarities)
     if kind == "adnce":
         return -(similarities - 0.7).square() / 2
-    counts, means, spreads = negative_spreads(similarities, valid)
+    counts, means, spreads = _spreads(similarities, keep)
     centred = beta * (similarities - means)
     if kind == "entropy":
-        unevenness = 1 - _evenness(similarities / temperature, valid, counts)
+        unevenness = 1 - _evenness(similarities / temperature, keep, counts)
         exponents = unevenness * centred / spreads.clamp(min=LEAST_SPREAD)
     else:
         if spread is None:
@@ -203,13 +220,8 @@ def _exponents(
     return exponents.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
 
 
-def _evenness(logits: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
+def _evenness(logits: Tensor, keep: Tensor, counts: Tensor) -> Tensor:
     """Entropy of the softmax over each query's valid logits, divided by its largest value; 1 for one negative."""
-    logs = _valid_only(logits, valid).log_softmax(dim=1)
-    entropy = -(logs.exp() * logs).masked_fill(~valid, 0).sum(dim=1, keepdim=True)
-    return torch.where(counts > 1, entropy / counts.clamp(min=2).to(logits.dtype).log(), 1)
-
-
-def _valid_only(logits: Tensor, valid: Tensor) -> Tensor:
-    # Finite fill: a query without a negative would become NaN, or have NaN inside its log-sum-exp's gradient.
-    return logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
+    logs = (logits + _penalties(keep)).log_softmax(dim=1)
+    entropy = -(logs.exp() * logs * keep).sum(dim=1, keepdim=True)
+    return torch.where(counts > 1, entropy / counts.clamp(min=2).log(), 1)
