@@ -163,6 +163,17 @@ def test_equals_the_double_loop(batch, margins, weights, detach, reduction) -> N
     assert moved.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
 
+def test_of_equal_hardest_negatives_one_gets_the_gradient() -> None:
+    """As the official max: halves would move two items by half."""
+    scores = torch.full((4, 4), 0.5, dtype=torch.float64)
+    inputs = {"scores": scores} | {name: torch.full((4,), -1.0, dtype=torch.float64) for name in OFFLINE}
+    _, gradients = value_and_gradients(inputs, alpha=1e12, beta=1.0)
+    pulled = gradients["scores"].round()
+    # no fraction anywhere: four queries in each of two directions
+    torch.testing.assert_close(gradients["scores"], pulled, rtol=0, atol=1e-9)
+    assert pulled.diagonal().tolist() == [-2] * 4 and pulled.clamp(min=0).sum() == 8
+
+
 def test_permuting_the_batch_permutes_the_gradients() -> None:
     inputs, order = random_inputs(6), torch.randperm(6)
     loss, gradients = value_and_gradients(inputs)

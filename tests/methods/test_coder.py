@@ -288,6 +288,34 @@ def test_same_images_in_the_dictionary_are_no_negatives(monkeypatch) -> None:
     assert official(batch_of([0], [3]))["loss"] > 0
 
 
+def test_images_with_any_number_of_captions_and_captions_of_two_images(monkeypatch) -> None:
+    """Six captions of one image, two of another, one of a third, whose text is also the first's."""
+    rows, owners = [0, 1, 2, 3, 4, 5, 6, 7, 0], [4] * 6 + [0] * 2 + [9]
+    coder = make_coder(monkeypatch, **{**OFF, "items": 8, "dictionary": {"size": 4}})
+    coder(batch_of([1, 6], [4, 0]))
+    coder.after_step()
+    batch = batch_of(rows, owners)
+    encoded, losses = coder.encoded(batch), []
+    for side, others in (("image", "captions"), ("caption", "images")):
+        queries, keys = getattr(encoded, f"{side}s").pooled, getattr(encoded, others).pooled
+        ring = coder.keys.dictionaries[f"{others[:-1]}_instance"]
+        for i, owner in enumerate(owners):
+            negatives = [keys[j] for j, other in enumerate(owners) if other != owner]
+            negatives += [*ring.keys[(ring.image_ids != owner) & (ring.image_ids >= 0)]]
+            logits = torch.stack([keys[i], *negatives]) @ queries[i] / 0.05
+            losses.append(-logits.log_softmax(dim=0)[0])
+    torch.testing.assert_close(coder(batch)["loss"], torch.stack(losses).mean(), rtol=1e-10, atol=1e-12)
+
+
+def test_given_word_vectors_stay_as_they_are() -> None:
+    branch = ConceptBranch(torch.eye(3), torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]]), 5, hidden=4)
+    before = branch.words.clone()
+    assert torch.equal(before[0], torch.tensor([0.6, 0.8])) and "words" not in dict(branch.named_parameters())
+    branch(torch.randn(2, 5), "image", branch.concepts()).sum().backward()
+    torch.optim.SGD(branch.parameters(), lr=1.0).step()
+    assert torch.equal(branch.words, before) and torch.equal(branch.adjacency, torch.eye(3))
+
+
 @pytest.mark.parametrize("rows", [[0], [0, 1, 2]])
 def test_without_a_valid_negative(monkeypatch, rows) -> None:
     """A batch of one, and a batch of one image, on an empty dictionary."""

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -20,6 +20,7 @@ def network():
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
 
 
+@example(momenta=[0.0, 1.0])
 @given(momenta=st.lists(st.floats(0, 1), min_size=1, max_size=5))
 def test_equals_the_moving_average_written_out(momenta):
     source = nn.Linear(3, 2).double()
