@@ -24,6 +24,16 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def farm() -> Iterator:
+    """Runs commands in killable children."""
+    from runners.farm import Farm
+
+    running = Farm()
+    yield running
+    running.close()
+
+
 @pytest.fixture(autouse=True)
 def no_run_goes_on() -> Iterator[None]:
     """LAVIS keeps the configuration of the last run of a process; errors of the next test would name its file."""

@@ -1,33 +1,35 @@
-"""LAVIS's own networks x every method: training on pictures of scenes, evaluation, and a stopped run that goes on.
+"""LAVIS's own networks x every method: training by `lavis-itm train` and by LAVIS's train.py, evaluation, a stopped run
+that goes on, two ranks.
 
 The quick suite trains the diagonal, `make test-full` the whole matrix.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import lavis_tiny
 import numpy as np
 import pytest
 import tiny
 import torch
+from methods.lavis_matrix import METHODS, OBJECTIVES, STEPS, model_section, project
 from omegaconf import OmegaConf
+from pictures import write_lavis
 from runners.compare import assert_same_runs
 
 from lavis_itm_plugins.evaluating import evaluate_checkpoint
 from lavis_itm_plugins.methods.method import build_matcher
 from lavis_itm_plugins.registry import registered
 from lavis_itm_plugins.resources import find_config
-from lavis_itm_plugins.runners import loop
-from lavis_itm_plugins.train import run_training
 
-METHODS = ("plain", "dbl_momentum", "dbl_frozen", "dbl_peer", "aoq", "bcls", "coder")
+STOCK = Path(__file__).parents[1] / "fixtures" / "stock_train.py"
 DIAGONAL = {("clip", "dbl_momentum"), ("blip", "aoq"), ("albef", "bcls"), ("blip2", "coder")}
-STEPS = 4
-# the matching loss and the queues are in the resumed runs
-OBJECTIVES = {"clip": "itc", "blip": "itc_itm", "albef": "itc_itm", "blip2": "itc_itm"}
+CASES = [(network, method) for network in lavis_tiny.NETWORKS for method in METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -37,73 +39,46 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def cases(kept=DIAGONAL):
-    for network in lavis_tiny.NETWORKS:
-        for method in METHODS:
-            marks = [] if (network, method) in kept else [pytest.mark.full]
-            yield pytest.param(network, method, marks=marks, id=f"{network}-{method}")
-
-
-def model_section(network, method, folder, objective):
-    """`objective`: plain, or the richest that the network has."""
-    dropout = {} if network == "clip" else {"bert": {"dropout": 0.1}}
-    matcher = lavis_tiny.section(network, folder / "vocab.txt", objective=objective, **dropout)
-    name, _, scenario = method.partition("_")
-    anchor = {"anchor": str(folder / "runs" / f"{network}_plain_{objective}")} if scenario == "frozen" else {}
-    sections = {
-        "plain": matcher,
-        "dbl": {"arch": "itm_dbl", "model_type": scenario, "matcher": matcher, "dbl": anchor},
-        "aoq": {
-            "arch": "itm_aoq",
-            "model_type": "two_rounds",
-            "matcher": matcher,
-            "candidates": {"start_epoch": 1, "captions_per_image": 8, "images_per_caption": 4},
-        },
-        "bcls": {
-            "arch": "itm_bcls",
-            "model_type": "cider",
-            "matcher": matcher,
-            "labels": {"cache": str(folder / "labels")},
-            "kendall": {"window": 6, "stride": 3},
-        },
-        "coder": {
-            "arch": "itm_coder",
-            "model_type": "full",
-            "matcher": matcher,
-            "dictionary": {"size": 40},
-            "concept": {"min_count": 1, "size": 12, "word_dim": 8, "conceptnet": "scenes"},
-            "labels": {"prototypes": 6},
-        },
-    }
-    return sections[name]
-
-
-def project(network, method, folder, name, objective, **run):
-    model = model_section(network, method, folder, objective)
-    return lavis_tiny.project(model, folder, name, batch_size_train=STEPS * 4, k_test=3, **run)
-
-
-def train(folder, content, *options):
-    return run_training(tiny.write_project(folder / "project.yaml", content), options)
+    for case in CASES:
+        yield pytest.param(*case, marks=[] if case in kept else [pytest.mark.full], id="-".join(case))
 
 
 @pytest.fixture
-def trained(folder, monkeypatch):
-    """Trains a network by a method; gives back the run folder. A frozen anchor is trained first."""
-    monkeypatch.setenv("LAVIS_ITM_CACHE", str(folder))
+def train(folder, farm):
+    """`train(project, script=, event=, ...)`: the exit code of `lavis-itm train`, or of a script, in a child."""
 
-    def run(network, method, objective, **keys):
+    def run(content, *arguments, script=None, wanted=0, **stop):
+        path = tiny.write_project(folder / "project.yaml", content)
+        command = [] if script else ["train"]
+        given = [*command, "--cfg-path", path, *arguments]
+        code, output = farm.run(given, folder / "log.txt", script=script, LAVIS_ITM_CACHE=str(folder), **stop)
+        assert code == wanted, output[-3000:]
+
+    return run
+
+
+@pytest.fixture
+def planned(folder, train):
+    """The project of a case; a frozen anchor is trained first."""
+
+    def plan(network, method, objective, name, **run):
+        anchor = folder / "runs" / f"{network}_plain_{objective}"
+        if method == "dbl_frozen" and not anchor.exists():
+            train(plan(network, "plain", objective, anchor.name, test_splits=["test"]))
+        return project(folder, name, model_section(network, method, folder, objective, anchor=str(anchor)), **run)
+
+    return plan
+
+
+@pytest.fixture
+def trained(folder, train, planned):
+    """`trained(network, method, objective)`: the folder of that run, which is made once."""
+
+    def run(network, method, objective):
         name = f"{network}_{method}_{objective}"
-        if method == "dbl_frozen" and not (folder / "runs" / f"{network}_plain_{objective}").exists():
-            run(network, "plain", objective)
         if not (folder / "runs" / name).exists():
-            train(folder, project(network, method, folder, name, objective, **keys))
+            train(planned(network, method, objective, name, test_splits=["test"]))
         return folder / "runs" / name
 
     return run
@@ -112,14 +87,59 @@ def trained(folder, monkeypatch):
 @pytest.mark.parametrize(("network", "method"), cases())
 def test_each_network_trains_under_each_method_and_is_scored(network, method, folder, trained, monkeypatch):
     """The checkpoint says all that it takes to score it: the vocabulary file is gone by then."""
-    run = trained(network, method, "plain", test_splits=["test"])
+    run = trained(network, method, "plain")
     lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
     assert lines and "NaN" not in "".join(lines)
+    monkeypatch.setenv("LAVIS_ITM_CACHE", str(folder))
     monkeypatch.setenv("LAVIS_ITM_BERT_VOCAB", str(folder / "nowhere"))
     found = evaluate_checkpoint(run / "config.yaml", run / "checkpoint_best.pth", split="test")
     assert found.n_captions == 20
     assert np.isfinite(found.metrics["rsum"])
     assert ("itm_rsum" in found.metrics) == (network != "clip")
+
+
+@pytest.mark.parametrize(("network", "method"), cases())
+def test_lavis_train_py_gives_the_same_run(network, method, trained, planned, train):
+    """Stock train.py, which names nothing of ours, on the same file: the same checkpoints and metrics, bit for bit."""
+    ours = trained(network, method, "plain")
+    train(planned(network, method, "plain", f"{ours.name}_stock", test_splits=["test"]), script=str(STOCK))
+    assert_same_runs(ours.with_name(f"{ours.name}_stock"), ours)
+
+
+# what LAVIS's own runner reads and has no default for
+LAVIS_RUN = {"weight_decay": 0.05, "min_lr": 0, "num_workers": 0, "world_size": 1, "dist_url": "env://"}
+
+
+@pytest.mark.parametrize(
+    "network", [pytest.param(n, marks=[] if n == "albef" else [pytest.mark.full]) for n in OBJECTIVES]
+)
+def test_a_lavis_project_needs_no_other_line_than_its_model(network, folder, train):
+    """LAVIS's data set, task and runner stay; what they cannot do is left to ours."""
+    content = project(folder, "unused", model_section(network, "plain", folder, "plain"))
+    size = {"image_size": lavis_tiny.SIZE}
+    content["datasets"] = {
+        "flickr30k": {
+            "vis_processor": {
+                "train": {"name": "blip_image_train", **size},
+                "eval": {"name": "blip_image_eval", **size},
+            },
+            "text_processor": {"train": {"name": "blip_caption"}, "eval": {"name": "blip_caption"}},
+            "build_info": write_lavis(folder / "lavis"),
+        }
+    }
+    run = {**content["run"], **LAVIS_RUN, "task": "retrieval", "lr_sched": "linear_warmup_cosine_lr"}
+    del run["runner"], run["itm"]
+    output = folder / "stock" / network
+    run |= {"output_dir": str(output), "train_splits": ["train"], "test_splits": ["test"], "batch_size_train": 8}
+    content["run"] = {**run, "evaluate": False, "distributed": False}
+    train(content, script=str(STOCK))
+    [log] = output.glob("*/log.txt")
+    assert (log.parent / "checkpoint_best.pth").is_file()
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"')]
+    assert [float(line["train_loss"]) > 0 for line in lines if "train_loss" in line] == [True, True]
+    # of two validations and the test
+    scored = [json.loads(line) for line in (log.parent / "evaluate.txt").read_text().splitlines()]
+    assert [line["txt_r10"] > 0 for line in scored] == [True] * 3
 
 
 def test_shipped_projects_are_of_networks_that_can_be_built(folder):
@@ -146,21 +166,31 @@ def test_shipped_projects_are_of_networks_that_can_be_built(folder):
 
 
 @pytest.mark.parametrize(("network", "method"), cases({("blip", "dbl_momentum")}))
-def test_a_stopped_run_goes_on_exactly(network, method, folder, trained, monkeypatch):
+def test_a_stopped_run_goes_on_exactly(network, method, trained, planned, train):
     """With LAVIS's own losses: queues, momentum towers, drawn negatives, dropout."""
-    objective = OBJECTIVES[network]
-    whole = trained(network, method, objective)
-    stock, calls = loop._Stepper.accumulate, []
-
-    def accumulate(*given):
-        calls.append(1)
-        if len(calls) == STEPS + 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return stock(*given)
-
-    content = project(network, method, folder, f"{whole.name}_stopped", objective)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(loop._Stepper, "accumulate", accumulate)
-        train(folder, content)
-    train(folder, content, "run.resume_ckpt_path=auto")
+    whole = trained(network, method, OBJECTIVES[network])
+    content = planned(network, method, OBJECTIVES[network], f"{whole.name}_stopped", test_splits=["test"])
+    train(content, event="batch", call=STEPS + 3, stop="SIGTERM", wanted=128 + 15)
+    train(content, "--resume")
     assert_same_runs(whole.with_name(f"{whole.name}_stopped"), whole)
+
+
+@pytest.mark.parametrize("which", ["diagonal", pytest.param("rest", marks=pytest.mark.full)])
+def test_two_ranks_equal_one(which, tmp_path):
+    """The weights after two epochs, in float64: contrast and methods over the batch of both ranks."""
+    lavis_tiny.write_words(tmp_path)
+    chosen = [case for case in CASES if (case in DIAGONAL) == (which == "diagonal")]
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1", "LAVIS_ITM_CACHE": str(tmp_path)}
+    names = [f"{network}:{method}" for network, method in chosen]
+    command = [sys.executable, str(Path(__file__).with_name("lavis_matrix_ranks.py")), str(tmp_path), *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for network, method in chosen:
+        one, two = (torch.load(tmp_path / f"{network}_{method}_{size}.pt") for size in (1, 2))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            told = f"{network} {method} {name}"
+            torch.testing.assert_close(
+                two[name], value, rtol=1e-6, atol=1e-8, msg=lambda text, told=told: f"{told}: {text}"
+            )

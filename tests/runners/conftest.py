@@ -1,4 +1,4 @@
-"""A tiny project, the farm that runs it, and a way to train in this process."""
+"""A tiny project, and a way to train it in this process."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -7,16 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
-
-
-@pytest.fixture(scope="session")
-def farm() -> Iterator:
-    """Runs commands in killable children."""
-    from runners.farm import Farm
-
-    running = Farm()
-    yield running
-    running.close()
 
 
 @pytest.fixture(scope="session")

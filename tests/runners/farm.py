@@ -1,4 +1,4 @@
-"""Runs `lavis-itm` commands in forked children of one process that has imported LAVIS: a killed run costs no import.
+"""Runs `lavis-itm`, or a script, in forked children of one process that has imported LAVIS: no run costs an import.
 
 As a script it is that process: it reads a command as a line of JSON, forks, and answers with the child's exit status.
 A child can be told to send itself a signal at the n-th call of a function, or in the middle of the n-th checkpoint.
@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 
 class Farm:
-    """`run(arguments, event=, call=, stop=)`: exit code and output of one command; negative codes are signals."""
+    """`run(arguments, event=, call=, stop=)`: exit code and output of one command; negative codes are signals.
+
+    With `script=` the arguments are those of a Python file, such as LAVIS's train.py.
+    """
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -33,10 +38,11 @@ class Farm:
         event: str | None = None,
         call: int = 1,
         stop: str = "SIGKILL",
+        script: str | None = None,
         **environment: str,
     ) -> tuple[int, str]:
         request = {"arguments": list(map(str, arguments)), "log": str(log), "environment": environment}
-        request.update(event=event, call=call, stop=stop)
+        request.update(event=event, call=call, stop=stop, script=script)
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -49,9 +55,8 @@ class Farm:
 
 
 def serve() -> None:
-    from lavis_itm_plugins import register
+    import lavis  # noqa: F401  brings our names, as in any process of a person's
 
-    register()
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
@@ -71,17 +76,31 @@ def run_child(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     if request["event"]:
         at_call(EVENTS[request["event"]], request["call"], send(request["stop"]))
-    from lavis_itm_plugins.cli.main import main
-
     code = 1
     try:
-        code = main(request["arguments"])
+        code = run_script(request["script"], request["arguments"]) if request["script"] else run_command(request)
     except SystemExit as error:
         code = error.code
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def run_command(request: dict[str, Any]) -> int:
+    """`lavis-itm` with these arguments."""
+    from lavis_itm_plugins.cli.main import main
+
+    return main(request["arguments"])
+
+
+def run_script(script: str, arguments: list[str]) -> int:
+    """The file as a person starts it."""
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+    return 0
 
 
 def send(stop: str) -> Callable[[], None]:
