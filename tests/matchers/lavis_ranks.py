@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import lavis_tiny
 import numpy as np
 import torch
+from lavis.models.albef_models import compute_sim_matrix as albef_matrix
+from lavis.runners.runner_base import RunnerBase
 from omegaconf import OmegaConf
 from runners.ranks import fork, rank, size, start_group
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +20,8 @@ from torch.utils.data import Dataset
 IMAGE_IDS = [0, 1, 2, 0, 3, 4, 2]
 CAPTIONS = ["a red ball", "two dogs", "a cat on a box", "the ball", "one star", "the tiny blue ring is next", "a cat"]
 IN_CHUNKS = ("clip", "blip")
+# LAVIS cannot re-rank more than the pictures of a rank's share
+AS_LAVIS, K_TEST = ("clip", "blip", "albef"), 3
 
 
 class Pictures(Dataset):
@@ -74,8 +78,37 @@ def main(folder: Path) -> None:
         results |= {f"{network}.{name}": value for name, value in model.named_buffers()}
         if network != "clip":
             results |= reranked(network, model, data)
+        if network in AS_LAVIS:
+            results |= as_lavis_scores(network, model.float().eval(), data)
     if rank() == 0:
         torch.save(results, folder / f"ranks_{size()}.pt")
+
+
+@torch.no_grad()
+def as_lavis_scores(network: str, model: object, data: Pictures) -> dict[str, torch.Tensor]:
+    """Image by caption, by LAVIS's code and ours from the same loaders of LAVIS's: its default one, and the other."""
+    data.pixels = data.pixels.float()
+    scores = {"ours": model.compute_sim_matrix(lavis_loader(data), {"k_test": K_TEST})}
+    for who, loader in {
+        "default": lavis_loader(data),
+        "whole": lavis_loader(data, use_dist_eval_sampler=False),
+    }.items():
+        if network == "clip":
+            # LAVIS reads 77 tokens whatever the network has
+            model.network.tokenizer = lambda texts: model.tokens(texts)
+            scores[f"lavis_{who}"] = model.network.compute_sim_matrix(loader)
+        else:
+            scores[f"lavis_{who}"] = albef_matrix(model=model.network, data_loader=loader, k_test=K_TEST)
+    data.pixels = data.pixels.double()
+    return {f"{network}.scores.{who}": torch.from_numpy(np.array(given[0])) for who, given in scores.items()}
+
+
+def lavis_loader(data: Pictures, **run: bool) -> object:
+    """What LAVIS's runner evaluates from; by default a rank gets its share of the pictures."""
+    runner = RunnerBase.__new__(RunnerBase)
+    runner.config = SimpleNamespace(run_cfg=OmegaConf.create({"device": "cpu", "distributed": size() > 1, **run}))
+    runner._device = None
+    return runner.create_loaders([data], 0, [2], [False], [data.collater])[0]
 
 
 def reranked(network: str, model: object, data: Pictures) -> dict[str, torch.Tensor]:
