@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 
 from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.distributed import gather_encoded, gather_rows
+from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.losses import offline_hinge_loss, offline_infonce_loss, quintuplet_loss
+from lavis_itm_plugins.losses import offline_hinge_loss, offline_infonce_loss, quintuplet_loss, shared_infonce_loss
 from lavis_itm_plugins.losses.quintuplet import quintuplet_statistics
 from lavis_itm_plugins.matchers.base import starting_weights
 from lavis_itm_plugins.methods.anchors import anchor_file
@@ -31,6 +32,18 @@ from lavis_itm_plugins.methods.method import Method, MethodConfig
 from lavis_itm_plugins.methods.offline import OfflineCaptionDataset, check_trainable
 from lavis_itm_plugins.mining.sampling import CROSS_PAIRS, QuintupleSampler
 from lavis_itm_plugins.registry import register_model
+
+OFFLINE = ("hinges", "logits", "shared")
+
+
+@dataclass(frozen=True)
+class MinedItems:
+    """Mined images and captions of all ranks, encoded, with the id of the image that each is or belongs to."""
+
+    images: Encoded
+    captions: Encoded
+    image_ids: Tensor
+    caption_ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class QuintupletConfig:
     detach_weights: bool = setting(False, help="no gradient through the weights")
     offline_margin: float = setting(0.0, low=0)
     offline_weight: float = setting(1.0, low=0, help="factor of the offline terms; 1 in the paper")
-    offline: str = setting("hinges", choices=("hinges", "logits"), help="logits: in InfoNCE's denominators (ours)")
+    offline: str = setting("hinges", choices=OFFLINE, help="logits, shared: in InfoNCE's denominators (ours)")
     cross_pair: str = setting("mask", choices=CROSS_PAIRS, help="when both mined items are of one image")
     tie_ranks: bool = setting(True, help="one draw for the ranks in both lists, as in the official code")
     draw_captions: int | None = setting(None, low=1, help="draw from so many of the hardest; null: the whole list")
@@ -77,8 +90,8 @@ class Aoq(Method):
         """As every method's; with `init: checkpoint` the round-one checkpoint becomes `matcher.finetuned`."""
         config: AoqConfig = super().parse_config(cfg, section)
         source = config.candidates.source
-        if config.aoq.offline == "logits" and config.base_loss.name != "infonce":
-            raise ItmError(f"{section}.aoq.offline: logits needs base_loss.name: infonce; choose hinges")
+        if config.aoq.offline != "hinges" and config.base_loss.name != "infonce":
+            raise ItmError(f"{section}.aoq.offline: {config.aoq.offline} needs base_loss.name: infonce; choose hinges")
         if config.init == "scratch":
             return config
         if source is None or holds_lists(source):
@@ -100,18 +113,21 @@ class Aoq(Method):
             return self.matcher.matching_losses(batch, encoded, scores)
         if "offline_image" not in batch:
             raise ItmError("itm_aoq mines in hooks that only itm_runner calls; set run.runner: itm_runner")
-        encoded, mined = self._encode(batch)
+        encoded, mined, items = self._encode(batch)
         scores = self.matcher.score(encoded.images, encoded.captions)
         parts = self.matcher.matching_losses(batch, encoded, scores)
         apart = gather_rows(batch["apart"].to(self.device))
         mined["pair_mask"] = (apart | (self.config.aoq.cross_pair == "keep")) & self.config.aoq.pairs
-        parts |= self._offline_losses(int(batch.get("epoch", 0)), scores, mined, encoded.positives)
+        if self.config.aoq.offline == "shared":
+            parts["loss_base"] = self._shared_loss(encoded, scores, items)
+        else:
+            parts |= self._offline_losses(int(batch.get("epoch", 0)), scores, mined, encoded.positives)
         told = quintuplet_statistics(scores, **mined, **self._weighting(), positives=encoded.positives)
         told["cross_pairs"] = 1 - apart.float().mean()
         return parts | {f"aoq_{name}": value for name, value in told.items()}
 
-    def _encode(self, batch: Mapping[str, Any]) -> tuple[EncodedBatch, dict[str, Tensor]]:
-        """All items in one pass; the pairs of all ranks, and the four mined scores (B,) of each."""
+    def _encode(self, batch: Mapping[str, Any]) -> tuple[EncodedBatch, dict[str, Tensor], MinedItems | None]:
+        """All items in one pass: the pairs of all ranks, the four mined scores (B,) of each, items that are shared."""
         size, matcher = len(batch["text_input"]), self.matcher
         keys = [key for key in ("image", "image_mask") if key in batch]
         joined = {key: torch.cat([batch[key], batch[f"offline_{key}"]]) for key in keys}
@@ -132,7 +148,30 @@ class Aoq(Method):
         image_ids = gather_rows(batch_image_ids(batch, matcher.device))
         positives = None if self.config.official else same_image(image_ids)
         gathered = gather_encoded(images[first]), gather_encoded(captions[first])
-        return EncodedBatch(*gathered, image_ids, positives), mined
+        items = None
+        if self.config.aoq.offline == "shared":
+            items = self._mined_items(images[size:], captions[size:], batch["offline_image_id"])
+        return EncodedBatch(*gathered, image_ids, positives), mined, items
+
+    def _mined_items(self, images: Encoded, captions: Encoded, ids: Tensor) -> MinedItems:
+        """I3 and T3 of all ranks, and with `pairs` I4 and T4; ids (2 n,) of I3, which T4 belongs to, then of T3's."""
+        third, fourth = ids.to(self.device).chunk(2)
+        used = [(third, fourth), (fourth, third)] if self.config.aoq.pairs else [(third, fourth)]
+        owners = (gather_rows(torch.cat(column)) for column in zip(*used, strict=True))
+        return MinedItems(gather_encoded(images), gather_encoded(captions), *owners)
+
+    def _shared_loss(self, encoded: EncodedBatch, scores: Tensor, items: MinedItems) -> Tensor:
+        """InfoNCE over the batch and everything that was mined for it."""
+        own = encoded.image_ids
+        return shared_infonce_loss(
+            scores,
+            mined_captions=self.matcher.score(encoded.images, items.captions),
+            mined_images=self.matcher.score(items.images, encoded.captions),
+            caption_negatives=own[:, None] != items.caption_ids[None],
+            image_negatives=items.image_ids[:, None] != own[None],
+            temperature=self.config.base_loss.temperature or 0.05,
+            positives=encoded.positives,
+        )
 
     def _weighting(self) -> dict[str, float]:
         """Margins, alpha and beta; without adaptive weights every weight is 1."""

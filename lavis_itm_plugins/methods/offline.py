@@ -21,8 +21,8 @@ class OfflineCaptionDataset(CaptionDataset):
     """A training set whose batches also hold mined negatives, once `sampler` is set.
 
     `offline_image` (2 n, ...) are I3 and I4, or I3 alone without `pairs`; `offline_text_input` T3 and T4, or T3;
-    `offline_image_mask` where regions are dropped; `apart` (n,) is False where I3 is I4. The draws are a function of
-    (seed, epoch, caption).
+    `offline_image_mask` where regions are dropped; `offline_image_id` (2 n,) of I3, then of I4; `apart` (n,) is False
+    where I3 is I4. The draws are a function of (seed, epoch, caption).
     """
 
     def __init__(self, base: CaptionDataset, *, pairs: bool = True) -> None:
@@ -42,6 +42,7 @@ class OfflineCaptionDataset(CaptionDataset):
         batch |= {f"offline_{key}": whole[key][len(rows) :] for key in ("image", "image_mask") if key in whole}
         texts = np.concatenate([offline, partners]) if self.pairs else offline
         batch["offline_text_input"] = [self.split.captions[row] for row in texts]
+        batch["offline_image_id"] = torch.from_numpy(self.image_ids[np.concatenate([partners, offline])])
         batch["apart"] = torch.from_numpy(drawn.apart)
         return batch
 

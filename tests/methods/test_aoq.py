@@ -203,6 +203,34 @@ def test_other_base_losses_get_offline_terms_beside_them(split, sampler):
     assert parts["loss_offline"] > 0
 
 
+@pytest.mark.parametrize("pairs", [True, False])
+def test_mined_items_are_shared_by_the_whole_batch(split, sampler, pairs):
+    """Every mined caption and image is a negative of every pair, unless it is of the pair's own image."""
+    model = method({"name": "infonce", "temperature": 0.1}, offline="shared", pairs=pairs)
+    batch = batch_of(split, sampler, pairs=pairs)
+    matcher, ids = model.matcher, batch["image_id"].tolist()
+    images, captions = matcher.encode_images({"image": batch["image"]}), matcher.encode_captions(batch["text_input"])
+    mined_images = matcher.encode_images({"image": batch["offline_image"]})
+    mined_captions = matcher.encode_captions(batch["offline_text_input"])
+    # whose a mined item is, by its text or its features
+    owners = dict(zip(split.captions, split.caption_image, strict=True))
+    caption_ids = [owners[text] for text in batch["offline_text_input"]]
+    every_image = split.images.fetch(split.image_rows).double()
+    image_ids = [int((every_image == one).flatten(1).all(dim=1).nonzero()) for one in batch["offline_image"]]
+
+    def costs(scores, mined, mined_ids):
+        for i, own in enumerate(ids):
+            online = [scores[i, j] for j, other in enumerate(ids) if j == i or other != own]
+            offline = [mined[i, n] for n, other in enumerate(mined_ids) if other != own]
+            yield torch.stack([*online, *offline]).div(0.1).logsumexp(dim=0) - scores[i, i] / 0.1
+
+    scores = matcher.score(images, captions)
+    by_image = costs(scores, matcher.score(images, mined_captions), caption_ids)
+    by_caption = costs(scores.T, matcher.score(mined_images, captions).T, image_ids)
+    expected = torch.stack([*by_image, *by_caption]).mean()
+    torch.testing.assert_close(model(batch)["loss"], expected, rtol=1e-10, atol=1e-12)
+
+
 def test_plain_until_the_first_mining(split, sampler):
     plain = CaptionDataset(split, seed=3).__getitems__(ROWS)
     plain["image"] = plain["image"].double()

@@ -239,7 +239,7 @@ def test_two_ranks_mine_as_one_process(ranks):
     assert (open_candidates(stores[0]).negatives.captions == one["captions"]).all()
 
 
-@pytest.mark.parametrize("name", ["two_rounds", "refresh"])
+@pytest.mark.parametrize("name", ["two_rounds", "refresh", "shared"])
 def test_two_ranks_train_as_one_process(ranks, name):
     one, two = (torch.load(ranks / f"{name}_{size}.pt") for size in (1, 2))
     for key, value in one["weights"].items():
