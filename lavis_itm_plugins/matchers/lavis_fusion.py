@@ -22,7 +22,7 @@ from lavis_itm_plugins.matchers.lavis_config import BertConfig, LavisConfig, Vit
 from lavis_itm_plugins.matchers.lavis_itm import Keys, enqueue, queue_loss
 from lavis_itm_plugins.matchers.lavis_matching import MatchingMatcher
 from lavis_itm_plugins.matchers.lavis_network import Stack, pooled
-from lavis_itm_plugins.methods.base import EncodedBatch
+from lavis_itm_plugins.methods.base import EncodedBatch, check_heard
 from lavis_itm_plugins.methods.chunks import encode_captions, encode_images
 
 _MOMENTUM = ("visual_encoder_m", "text_encoder_m", "vision_proj_m", "text_proj_m")
@@ -58,6 +58,7 @@ class FusionMatcher(MatchingMatcher):
         """Make the network; the momentum towers only for an objective that uses them."""
         super().build()
         self._keys: list[Keys] = []
+        self._unheard = 0
         if not self.config.contrasts:
             for name in (*_MOMENTUM, *_QUEUES):
                 delattr(self.network, name)
@@ -150,13 +151,17 @@ class FusionMatcher(MatchingMatcher):
 
     def _remember(self, batch: Mapping[str, Any], keys: Keys) -> None:
         """Keep the keys for `after_step`; those of a group of batches that was skipped are forgotten."""
-        if batch.get("iters", 0) % int(run_setting("accum_grad_iters", 1)) == 0:
+        together = int(run_setting("accum_grad_iters", 1))
+        if batch.get("iters", 0) % together == 0:
             self._keys.clear()
         self._keys.append(keys)
+        self._unheard += 1
+        check_heard(self.arch, self._unheard / together, "its momentum towers and queues stay as they are")
 
     def after_step(self) -> None:
         """Move the momentum towers and fill the queues: LAVIS does so in `forward`, also on steps that AMP skips."""
         if self.config.contrasts:
+            self._unheard = 0
             self.network._momentum_update()
             for keys in self._keys:
                 enqueue(self.network, keys)

@@ -14,9 +14,17 @@ from torch.utils.data import Dataset
 
 from lavis_itm_plugins.distributed import gather_encoded, gather_rows
 from lavis_itm_plugins.encoders.encoded import Encoded
-from lavis_itm_plugins.errors import unknown_name
+from lavis_itm_plugins.errors import ItmError, unknown_name
 from lavis_itm_plugins.methods.chunks import encode_captions, encode_images
 from lavis_itm_plugins.resources import config_file
+
+UNHEARD = 50  # steps in a row; a scaler that looks for its scale leaves out a few
+
+
+def check_heard(arch: str, steps: float, still: str) -> None:
+    """Raise ItmError when so many steps in a row told the model nothing: no queue would fill, no copy move."""
+    if steps > UNHEARD:
+        raise ItmError(f"{arch} was told of none of {UNHEARD} steps, so {still}; set run.runner: itm_runner")
 
 
 class Trainable(BaseModel):

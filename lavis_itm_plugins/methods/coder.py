@@ -24,14 +24,13 @@ from lavis_itm_plugins.config.source import run_setting
 from lavis_itm_plugins.distributed import gather_rows
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses.diversity import weighted_contrast
-from lavis_itm_plugins.methods.base import EncodedBatch, encode_batch, parameter_groups, same_image
+from lavis_itm_plugins.methods.base import EncodedBatch, check_heard, encode_batch, parameter_groups, same_image
 from lavis_itm_plugins.methods.coder_branches import SIDES, ConceptBranch, FusedMatcher
 from lavis_itm_plugins.methods.coder_config import CoderConfig
 from lavis_itm_plugins.methods.coder_keys import KeyTower, Step, Vectors, flat
 from lavis_itm_plugins.methods.coder_labels import PseudoLabels
 from lavis_itm_plugins.methods.coder_selection import (
     FUSION_WEIGHTS,
-    check_heard,
     choose_evaluated,
     health,
     log_health,
@@ -184,7 +183,7 @@ class Coder(Method):
             self._steps.clear()
         self._steps.append(step)
         self._unheard += 1
-        check_heard(self._unheard / together)
+        check_heard(self.arch, self._unheard / together, "its dictionaries stay empty")
 
     def after_step(self) -> None:
         """Move the key tower, then store the step's keys and move the prototypes."""

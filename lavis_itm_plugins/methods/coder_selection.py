@@ -12,7 +12,6 @@ from torch.nn.functional import cosine_similarity
 
 from lavis_itm_plugins.config.source import run_setting
 from lavis_itm_plugins.distributed import from_first_rank, rank
-from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.evaluation import evaluate_tiles
 from lavis_itm_plugins.matchers.encode import encode_split
 from lavis_itm_plugins.methods.coder_branches import SIDES, fuse
@@ -23,15 +22,6 @@ log = logging.getLogger(__name__)
 FUSION_WEIGHTS = (0.9, 0.5, 0.6, 0.7, 0.8, 0.95, 1.0)  # of two that are equally good, the first
 COLLAPSED = 0.95
 PROBED = 64
-UNHEARD = 50  # steps; a scaler that looks for its scale leaves out a few
-
-
-def check_heard(steps: float) -> None:
-    """Raise ItmError when so many steps in a row told the model nothing: no dictionary would fill, no copy move."""
-    if steps > UNHEARD:
-        raise ItmError(
-            f"itm_coder was told of none of {UNHEARD} steps, so its dictionaries stay empty; set run.runner: itm_runner"
-        )
 
 
 def warn_of_runner() -> None:

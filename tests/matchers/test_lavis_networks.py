@@ -25,6 +25,7 @@ from lavis_itm_plugins.evaluation import retrieval_metrics
 from lavis_itm_plugins.matchers import lavis_rerank
 from lavis_itm_plugins.matchers.base import Matcher
 from lavis_itm_plugins.matchers.lavis_itm import Keys, draw, enqueue
+from lavis_itm_plugins.methods import base
 from lavis_itm_plugins.methods.coder_config import DictionaryConfig
 from lavis_itm_plugins.methods.coder_keys import KeyTower
 from lavis_itm_plugins.methods.dbl import Dbl, DblConfig
@@ -329,6 +330,19 @@ def test_a_skipped_step_leaves_momentum_towers_and_queues(make):
     model(a_batch())
     model.after_step()
     assert int(model.network.queue_ptr) == 7
+
+
+def test_a_loop_that_tells_of_no_step_is_refused(make, monkeypatch):
+    """LAVIS's own task does not; momentum towers and queues would stand still, and nobody would see it."""
+    monkeypatch.setattr(base, "UNHEARD", 2)
+    model = make("albef", objective="itc").train()
+    for step in range(4):
+        model({**a_batch(count=2), "iters": step})
+        model.after_step()
+    for step in range(2):
+        model({**a_batch(count=2), "iters": step})
+    with pytest.raises(ItmError, match=r"itm_albef was told of none of 2 steps, .*; set run.runner: itm_runner"):
+        model({**a_batch(count=2), "iters": 2})
 
 
 def test_reranking_ends_where_the_cosines_end(make):
