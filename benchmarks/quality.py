@@ -3,7 +3,7 @@
 A plan (benchmarks/plans/*.yaml) names a project and the options of each row. Runs that are complete are not repeated,
 so an interrupted comparison goes on where it stopped; one made with other settings is refused. Prints mean and
 standard deviation of the dev metrics at the last epoch over the seeds, and the gain over a reference row with its
-standard error.
+standard errors.
 Run ``python -m benchmarks.quality benchmarks/plans/dbl_triplet.yaml --root DATA --seeds 1 2 3 [--jobs 2]``.
 """
 
@@ -146,7 +146,7 @@ def complete(plan: Plan, runs: Runs, seeds: list[int], jobs: int) -> None:
 def table(plan: Plan, runs: Runs, seeds: list[int]) -> str:
     """Markdown: each metric's mean and standard deviation, and its gain over the row's reference."""
     values = {row.name: [runs.last(row.name, seed) or {} for seed in seeds] for row in plan.rows}
-    head = [part for metric in plan.metrics for part in (f"{metric}, mean (sd)", "gain (standard error)")]
+    head = [part for metric in plan.metrics for part in (f"{metric}, mean (sd)", "gain (standard error; paired)")]
     lines = [f"| row | {plan.metrics[0]} by seed | {' | '.join(head)} |", "|---" * (len(head) + 2) + "|"]
     for row in plan.rows:
         reference = row.reference or plan.reference
@@ -164,12 +164,16 @@ def table(plan: Plan, runs: Runs, seeds: list[int]) -> str:
 
 
 def gain(values: list[float], base: list[float], digits: int) -> str:
-    """Difference of the means, and its standard error (Welch)."""
+    """Difference of the means, and its standard error: as of independent runs (Welch), and of the seeds' differences.
+
+    Runs of one seed share initial weights and the order of batches, so the second is the fairer, from few seeds.
+    """
     difference = f"{statistics.mean(values) - statistics.mean(base):+.{digits}f}"
     if len(values) < 2 or len(base) < 2:
         return difference
     error = math.sqrt(statistics.variance(values) / len(values) + statistics.variance(base) / len(base))
-    return f"{difference} ({error:.{digits}f})"
+    paired = statistics.stdev(a - b for a, b in zip(values, base, strict=True)) / math.sqrt(len(values))
+    return f"{difference} ({error:.{digits}f}; {paired:.{digits}f})"
 
 
 def main() -> int:

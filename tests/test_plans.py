@@ -32,6 +32,8 @@ def test_a_run_made_with_other_settings_is_refused(tmp_path):
         runs.check(row, 1)
 
 
-def test_gain_and_its_standard_error():
-    assert gain([2.0, 4.0], [1.0, 1.0], 1) == "+2.0 (1.0)"
+def test_gain_and_its_standard_errors():
+    assert gain([2.0, 4.0], [1.0, 1.0], 1) == "+2.0 (1.0; 1.0)"
+    # the same difference with each seed
+    assert gain([2.0, 4.0], [1.0, 3.0], 1) == "+1.0 (1.4; 0.0)"
     assert gain([2.0], [1.0], 1) == "+1.0"
