@@ -32,6 +32,7 @@ from lavis_itm_plugins.mining import (
     open_candidates,
 )
 from lavis_itm_plugins.mining.exclusions import Exclusions
+from lavis_itm_plugins.mining.staleness import staleness
 from lavis_itm_plugins.mining.store import META, text_digest
 from lavis_itm_plugins.runners.loaders import EvalBatches, make_loader
 
@@ -92,7 +93,7 @@ class MinedLists:
         new = self._made(context, first=old is None)
         log.info("candidate lists %s: %s", new.folder, _told(new.negatives.report))
         if old is not None:
-            log.info("beside the lists before: %s", _told(staleness(old, new)))
+            log.info("beside the lists before: %s", _told(staleness(old.negatives, new.negatives)))
         history = [*self.history, new.fingerprint]
         self.history, self.epoch = history[-KEPT:], epoch
         # no rank may still read what is deleted
@@ -231,29 +232,3 @@ def _job(
         memory_budget_mb,
         matcher.bytes_per_pair,
     )
-
-
-def staleness(old: Candidates, new: Candidates, sampled: int = 2000) -> dict[str, float]:
-    """How far new lists have moved from the old ones, over at most `sampled` images and captions.
-
-    `overlap_*`: share of the old candidates that are still listed; `rank_*`: their mean rank now, the length of the
-    list where they are not in it.
-    """
-    told = {}
-    for kind in ("captions", "images"):
-        before, now = getattr(old.negatives, kind), getattr(new.negatives, kind)
-        rows = np.unique(np.linspace(0, len(now) - 1, num=min(sampled, len(now))).astype(np.int64))
-        ranks = [_ranks_now(np.asarray(before[row]), np.asarray(now[row])) for row in rows]
-        joined = np.concatenate(ranks)
-        told[f"overlap_{kind}"] = float((joined < now.shape[1]).mean())
-        told[f"rank_{kind}"] = float(joined.mean())
-    return told
-
-
-def _ranks_now(before: NDArray[np.int32], now: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Position of each of the old candidates in the new list; its length for those that left it."""
-    before = before[before >= 0]
-    order = np.argsort(now)
-    place = np.minimum(np.searchsorted(now, before, sorter=order), len(now) - 1)
-    found = order[place]
-    return np.where(now[found] == before, found, len(now))

@@ -29,7 +29,6 @@ from lavis_itm_plugins.methods.candidates import (
     MinedLists,
     mine_training_set,
     model_identity,
-    staleness,
 )
 from lavis_itm_plugins.methods.offline import OfflineCaptionDataset
 from lavis_itm_plugins.mining import HardNegatives, MiningSettings, open_candidates
@@ -279,19 +278,6 @@ def test_another_configuration_is_another_model(split):
 def test_averaged_weights_share_the_lists():
     lists = MinedLists(CandidateConfig())
     assert deepcopy({"lists": lists})["lists"] is lists
-
-
-def test_staleness_of_lists():
-    def store(captions, images):
-        empty = np.zeros((0, 0))
-        return SimpleNamespace(negatives=HardNegatives(np.array(captions), np.array(images), empty, empty, empty))
-
-    old, new = store([[1, 2, 3], [4, 5, -1]], [[0, 1]]), store([[3, 9, 1], [7, 4, 8]], [[1, 0]])
-    told = staleness(old, new)
-    # of image 0, 1 is now at rank 2, 2 is gone (3), 3 at rank 0; of image 1, 4 at rank 1, 5 is gone
-    assert told["overlap_captions"] == pytest.approx(3 / 5) and told["rank_captions"] == pytest.approx(9 / 5)
-    assert told["overlap_images"] == 1 and told["rank_images"] == 0.5
-    assert staleness(new, new)["overlap_captions"] == 1
 
 
 def section(**keys):
