@@ -27,7 +27,8 @@ def fingerprint(dataset: Any) -> str:
     for part in getattr(dataset, "parts", getattr(dataset, "datasets", [])):
         digest.update(fingerprint(part).encode())
     for entry in getattr(dataset, "annotation", None) or []:
-        digest.update(f"{entry.get('image')}\0{entry.get('caption')}\n".encode("utf-8", "surrogatepass"))
+        told = f"{entry.get('image', entry.get('video'))}\0{entry.get('caption')}\n"
+        digest.update(told.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 

@@ -94,7 +94,8 @@ def _lavis_texts(builder: Any) -> tuple[list[str], np.ndarray]:
     entries = _lavis_annotations(builder)
     rows: dict[Any, int] = {}
     return [entry["caption"] for entry in entries], np.array(
-        [rows.setdefault(entry["image_id"], len(rows)) for entry in entries], dtype=np.int64
+        [rows.setdefault(entry["video"] if "video" in entry else entry["image_id"], len(rows)) for entry in entries],
+        dtype=np.int64,
     )
 
 

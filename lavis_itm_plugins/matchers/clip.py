@@ -20,8 +20,10 @@ from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import ItmError, unknown_name
 from lavis_itm_plugins.losses import infonce_loss
 from lavis_itm_plugins.matchers.base import starting_weights
+from lavis_itm_plugins.matchers.frames import frames_of, mean_over_frames
 from lavis_itm_plugins.matchers.lavis_config import PatchConfig
 from lavis_itm_plugins.matchers.lavis_network import LavisMatcher, Stack, pooled
+from lavis_itm_plugins.matchers.vse import unit
 from lavis_itm_plugins.methods.base import EncodedBatch
 from lavis_itm_plugins.methods.base_loss import BaseLoss
 from lavis_itm_plugins.registry import register_model
@@ -87,6 +89,7 @@ class ClipMatcher(LavisMatcher):
 
     arch = "itm_clip"
     config_class = ClipConfig
+    reads_videos = True
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {
         "ViT-B-32": "models/itm_clip_vit_b32.yaml",
         "ViT-B-16": "models/itm_clip_vit_b16.yaml",
@@ -142,8 +145,12 @@ class ClipMatcher(LavisMatcher):
         return ids.to(self.device)
 
     def encode_images(self, samples: Mapping[str, Any]) -> Encoded:
-        """Unit vectors (n, embed_dim) of `samples["image"]`."""
-        return pooled(self.network.encode_image(self.pictures(samples)))
+        """Unit vectors (n, embed_dim) of `samples["image"]`; of a video, the direction of its frames' mean."""
+        vectors = self.network.encode_image(self.pictures(samples))
+        if frames_of(samples) is not None:
+            # as CLIP4Clip without parameters of its own (Luo et al., arXiv 2104.08860)
+            vectors = mean_over_frames(unit(vectors), samples)
+        return pooled(vectors)
 
     def encode_captions(self, captions: Sequence[str]) -> Encoded:
         """Unit vectors (n, embed_dim)."""

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from lavis_itm_plugins.distributed import gather_encoded, gather_rows, rank, world_size
 from lavis_itm_plugins.encoders.encoded import Encoded, concatenate
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.matchers.frames import need_image
 
 CAPTIONS_AT_ONCE = 256
 
@@ -44,6 +45,7 @@ def encode_split(matcher: Any, data_loader: Any) -> tuple[Encoded, Encoded, np.n
 def _encode_images(matcher: Any, data_loader: Any) -> Encoded:
     parts, order = [], []
     for samples in tqdm(data_loader, desc="encode images", leave=False, disable=None):
+        need_image(samples)
         moved = {**samples, "image": samples["image"].to(matcher.device)}
         parts.append(matcher.encode_images(moved))
         order.append(torch.as_tensor(samples["index"]))

@@ -18,6 +18,7 @@ from lavis_itm_plugins.config.source import run_setting
 from lavis_itm_plugins.distributed import gather_rows
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.matchers.base import Matcher
+from lavis_itm_plugins.matchers.frames import mean_over_frames, states_in_a_row
 from lavis_itm_plugins.matchers.lavis_config import BertConfig, LavisConfig, VitConfig
 from lavis_itm_plugins.matchers.lavis_itm import Keys, enqueue, queue_loss
 from lavis_itm_plugins.matchers.lavis_matching import MatchingMatcher
@@ -39,9 +40,13 @@ class FusionConfig(LavisConfig):
 
 
 class FusionMatcher(MatchingMatcher):
-    """Cosine of the projected [CLS] states. A subclass writes `make_network` and `itm_logits`."""
+    """Cosine of the projected [CLS] states. A subclass writes `make_network` and `itm_logits`.
+
+    Of a video, the mean of its frames' projections, and their states in a row, as BLIP's authors evaluate it.
+    """
 
     config_class = FusionConfig
+    reads_videos = True
     stacks = (
         Stack(
             "visual_encoder.blocks",
@@ -79,15 +84,15 @@ class FusionMatcher(MatchingMatcher):
 
     def encode_images(self, samples: Mapping[str, Any]) -> Encoded:
         """Unit vectors (n, embed_dim) of `samples["image"]`."""
-        states = self.image_states(samples)
-        encoded = pooled(self.network.vision_proj(states[:, 0]))
+        states = self.network.visual_encoder.forward_features(self.pictures(samples))
+        encoded = pooled(mean_over_frames(self.network.vision_proj(states[:, 0]), samples))
         if self._matches:
-            self._local.image_states, self._local.images = states, encoded
+            self._local.image_states, self._local.images = states_in_a_row(states, samples), encoded
         return encoded
 
     def image_states(self, samples: Mapping[str, Any]) -> Tensor:
         """[CLS] and patches, (n, P, width)."""
-        return self.network.visual_encoder.forward_features(self.pictures(samples))
+        return states_in_a_row(self.network.visual_encoder.forward_features(self.pictures(samples)), samples)
 
     def encode_captions(self, captions: Sequence[str]) -> Encoded:
         """Unit vectors (n, embed_dim)."""
@@ -136,7 +141,8 @@ class FusionMatcher(MatchingMatcher):
 
     def momentum_images(self, samples: Mapping[str, Any]) -> Encoded:
         """`encode_images` of the momentum towers."""
-        return pooled(self.network.vision_proj_m(self.network.visual_encoder_m(self.pictures(samples))[:, 0]))
+        states = self.network.visual_encoder_m(self.pictures(samples))
+        return pooled(mean_over_frames(self.network.vision_proj_m(states[:, 0]), samples))
 
     def momentum_captions(self, captions: Sequence[str]) -> Encoded:
         """`encode_captions` of the momentum towers."""

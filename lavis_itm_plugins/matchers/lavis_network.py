@@ -20,6 +20,7 @@ from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.encoders.tokenizers import WordPieces
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.matchers.base import DESCRIPTION, Matcher, load_strictly, matcher_state, starting_weights
+from lavis_itm_plugins.matchers.frames import checked_pictures
 from lavis_itm_plugins.matchers.lavis_config import LavisConfig
 from lavis_itm_plugins.matchers.lavis_rerank import rerank
 from lavis_itm_plugins.matchers.vse import unit
@@ -41,6 +42,9 @@ class Stack:
 
 class LavisMatcher(Matcher):
     """A network of LAVIS's as `self.network`; a subclass writes `make_network`, the encoders and `unused`."""
+
+    # whether its encoder gives one vector for all frames
+    reads_videos: ClassVar[bool] = False
 
     config_class = LavisConfig
     vocabulary_class: ClassVar[type] = WordPieces
@@ -89,16 +93,12 @@ class LavisMatcher(Matcher):
         return self.tokenizer(list(captions), **given).to(self.device)
 
     def pictures(self, samples: Mapping[str, Any]) -> Tensor:
-        """The pictures of a batch on the device; raises ItmError when they are none, or of another size."""
+        """The pictures of a batch, or all frames of its videos, on the device.
+
+        Raises ItmError when they are neither, or of another size.
+        """
         self._check_built()
-        image, size = samples["image"], self.picture_size
-        if image.dim() != 4:
-            raise ItmError(f"{self.arch} reads pictures (n, 3, {size}, {size}), the data has {tuple(image.shape)}")
-        if tuple(image.shape[2:]) != (size, size):
-            raise ItmError(
-                f"pictures have {tuple(image.shape[2:])} pixels, {self.arch} reads {size}; set model.vit.size, or the "
-                "image_size of the data's vis_processor"
-            )
+        image = checked_pictures(samples["image"], self.arch, self.picture_size, videos=self.reads_videos)
         return image.to(self.device)
 
     @classmethod

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from lavis_itm_plugins.distributed import gather_encoded, gather_rows
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import ItmError, unknown_name
+from lavis_itm_plugins.matchers.frames import need_image
 from lavis_itm_plugins.methods.chunks import encode_captions, encode_images
 from lavis_itm_plugins.resources import config_file
 
@@ -46,6 +47,7 @@ class Trainable(BaseModel):
 
     def forward(self, samples: Mapping[str, Any]) -> dict[str, Tensor]:
         """`losses` and their sum `loss`, as LAVIS's tasks expect."""
+        need_image(samples)
         parts = self.losses(samples)
         total = sum(value for name, value in parts.items() if name.startswith("loss_"))
         return {"loss": total, **{name: value.detach() for name, value in parts.items()}}

@@ -11,6 +11,7 @@ from lavis.common.dist_utils import is_main_process
 from lavis.tasks.retrieval import RetrievalTask
 
 from lavis_itm_plugins.data.joined import check_splits
+from lavis_itm_plugins.data.videos import with_frames_as_images
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.evaluation import (
     evaluate_tiles,
@@ -42,7 +43,7 @@ class ItmRetrievalTask(RetrievalTask):
 
     def build_datasets(self, cfg: Any) -> dict[str, Any]:
         """LAVIS's datasets by name and split, checked against the splits that the run names."""
-        datasets = super().build_datasets(cfg)
+        datasets = with_frames_as_images(super().build_datasets(cfg))
         check_splits(datasets, self.cfg)
         return datasets
 
