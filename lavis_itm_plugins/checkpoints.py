@@ -45,7 +45,8 @@ def remove_leftovers(folder: Path) -> None:
 def read_checkpoint(path_or_url: str | Path) -> dict[str, Any]:
     """Load a checkpoint on the CPU with `weights_only=True`.
 
-    Raises ItmError when it is missing, cut short, no checkpoint at all, or holds pickled objects (never executed).
+    Raises ItmError when it is missing, cannot be fetched, is cut short or no checkpoint at all, or holds pickled objects
+    (never executed).
     """
     path = _local(path_or_url)
     try:
@@ -71,7 +72,12 @@ def _local(path_or_url: str | Path) -> Path:
     if str(path_or_url).startswith(("http://", "https://")):
         from lavis.common.dist_utils import download_cached_file
 
-        return Path(download_cached_file(str(path_or_url), check_hash=False, progress=True))
+        try:
+            return Path(download_cached_file(str(path_or_url), check_hash=False, progress=True))
+        except OSError as error:
+            raise ItmError(
+                f"{path_or_url} cannot be fetched ({error}); where there is no network, give the path of a copy"
+            ) from None
     return Path(path_or_url)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from lavis.common.dist_utils import is_main_process
@@ -43,7 +44,13 @@ class ItmRetrievalTask(RetrievalTask):
 
     def build_datasets(self, cfg: Any) -> dict[str, Any]:
         """LAVIS's datasets by name and split, checked against the splits that the run names."""
-        datasets = with_frames_as_images(super().build_datasets(cfg))
+        try:
+            datasets = with_frames_as_images(super().build_datasets(cfg))
+        except URLError as error:
+            raise ItmError(
+                f"annotations of {', '.join(cfg.datasets_cfg)} cannot be fetched ({error.reason}); where there is no "
+                "network, give url and storage of each split the path of the same file"
+            ) from None
         check_splits(datasets, self.cfg)
         return datasets
 

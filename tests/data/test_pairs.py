@@ -231,6 +231,14 @@ def test_lavis_own_builders_train_unchanged(builder, tmp_path):
     assert "square" in runner._model.vocabulary.words
 
 
+def test_annotations_that_cannot_be_fetched_are_told_in_one_sentence(tmp_path):
+    nobody = {"url": "http://127.0.0.1:9/train.json", "storage": str(tmp_path / "train.json")}
+    section = {"data_type": "images", "build_info": {"annotations": {"train": nobody}, "images": {"storage": "x"}}}
+    content = pixels_project({"flickr30k": section}, tmp_path)
+    with pytest.raises(ItmError, match=r"annotations of flickr30k cannot be fetched \(.*refused.*give url and storage"):
+        run_training(write_project(tmp_path / "p.yaml", content))
+
+
 def test_coco_photographs_train(shared, tmp_path):
     coco = shared / "data" / "coco_mini"
     section = {"annotations": str(coco / "dataset_coco_mini.json"), "images": str(coco / "images"), "image_size": 64}

@@ -89,6 +89,8 @@ def test_blip_of_a_url(words, make, tmp_path, monkeypatch):
     # the site is gone
     plain = make("blip", finetuned=url)
     torch.testing.assert_close(scores(plain), scores(source))
+    with pytest.raises(ItmError, match=r"none.pth cannot be fetched \(.*refused.*\); where there is no network, give"):
+        make("blip", finetuned=url.replace("model_base_tiny", "none"))
 
 
 def test_albef_as_its_authors_saved_it(make, tmp_path):

@@ -115,7 +115,8 @@ LAVIS_RUN = {"weight_decay": 0.05, "min_lr": 0, "num_workers": 0, "world_size": 
 )
 def test_a_lavis_project_needs_no_other_line_than_its_model(network, folder, train):
     """LAVIS's data set, task and runner stay; what they cannot do is left to ours."""
-    content = project(folder, "unused", model_section(network, "plain", folder, "plain"))
+    objective = "plain" if network == "clip" else "itm"
+    content = project(folder, "unused", model_section(network, "plain", folder, objective))
     size = {"image_size": lavis_tiny.SIZE}
     content["datasets"] = {
         "flickr30k": {
