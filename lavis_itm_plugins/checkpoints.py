@@ -45,8 +45,8 @@ def remove_leftovers(folder: Path) -> None:
 def read_checkpoint(path_or_url: str | Path) -> dict[str, Any]:
     """Load a checkpoint on the CPU with `weights_only=True`.
 
-    Raises ItmError when it is missing, cannot be fetched, is cut short or no checkpoint at all, or holds pickled objects
-    (never executed).
+    Raises ItmError when it is missing, cannot be fetched, is cut short or no checkpoint at all, or holds pickled
+    objects (never executed).
     """
     path = _local(path_or_url)
     try:
