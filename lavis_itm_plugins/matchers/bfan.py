@@ -47,5 +47,5 @@ class BfanMatcher(SetMatcher):
             focal=config.focal,
             lambda_softmax=config.lambda_softmax,
             regions=regions,
-            checkpoint=config.checkpoint,
+            checkpoint=bool(config.checkpoint),
         )

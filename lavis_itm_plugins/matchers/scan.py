@@ -55,5 +55,5 @@ class ScanMatcher(SetMatcher):
             lambda_lse=config.lambda_lse,
             feature_norm=config.feature_norm,
             regions=regions,
-            checkpoint=config.checkpoint,
+            checkpoint=bool(config.checkpoint),
         )

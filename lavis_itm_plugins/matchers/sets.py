@@ -28,7 +28,11 @@ class SetConfig(VseConfig):
     image: ImageConfig = field(default_factory=lambda: ImageConfig(projection="linear"))
     text: TextConfig = field(default_factory=lambda: TextConfig(hidden=1024, merge="mean"))
     base_loss: BaseLoss = field(default_factory=lambda: BaseLoss(name="triplet"))
-    checkpoint: bool = setting(False, help="compute the attention again in the backward pass: slower, less memory")
+    checkpoint: bool | None = setting(
+        None,
+        help="compute attention again in the backward pass: less memory, slower but where few scores have a gradient; "
+        "not given: itm_sgraf does so, except for SAF",
+    )
 
 
 class SetMatcher(VseMatcher):

@@ -36,23 +36,33 @@ class Sources:
 
 @dataclass(frozen=True)
 class Queries:
-    """What attends: `vectors` (m, Q, D), the first item of every set first; `mask` (m, Q) or None; `norms` (m, Q)."""
+    """What attends: `vectors` (s, m, Q, D), the first item of every set first; `mask` (s, m, Q) or None, `norms` alike.
+
+    s is 1 where the same Q sets attend to all sources; with `apart` each source has a query set of its own, and Q is 1.
+    """
 
     vectors: Tensor
     mask: Tensor | None
     norms: Tensor
 
     @classmethod
-    def of(cls, vectors: Tensor, mask: Tensor | None = None) -> Queries:
-        """Of sets (Q, m, D) and their mask (Q, m)."""
-        first = vectors.transpose(0, 1).contiguous()
-        return cls(first, None if mask is None else mask.t(), torch.linalg.vector_norm(first, dim=-1))
+    def of(cls, vectors: Tensor, mask: Tensor | None = None, *, apart: bool = False) -> Queries:
+        """Of sets (Q, m, D) and their mask (Q, m); `apart`: the sets of as many sources, one each."""
+        if apart:
+            first, mask = vectors.unsqueeze(2), None if mask is None else mask.unsqueeze(2)
+        else:
+            first, mask = vectors.transpose(0, 1).contiguous()[None], None if mask is None else mask.t()[None]
+        return cls(first, mask, torch.linalg.vector_norm(first, dim=-1))
 
 
 def affinities(sources: Sources, queries: Queries) -> Tensor:
     """Dot products (S, n, m, Q). The long axis Q is last: all sums of attention run over n or m."""
-    (n_sets, n, dim), (m, n_queries, _) = sources.vectors.shape, queries.vectors.shape
-    product = sources.vectors.reshape(-1, dim) @ queries.vectors.view(-1, dim).t()
+    (n_sets, n, dim), (_, m, n_queries, _) = sources.vectors.shape, queries.vectors.shape
+    items = queries.vectors.flatten(1, 2)
+    if len(items) == 1:
+        product = sources.vectors.reshape(-1, dim) @ items[0].t()
+    else:
+        product = torch.bmm(sources.vectors, items.transpose(1, 2))
     return product.view(n_sets, n, m, n_queries)
 
 
@@ -70,7 +80,7 @@ def _normed(affinity: Tensor, feature_norm: str, smooth: float, query_mask: Tens
     """`smooth` times the affinities after `raw_feature_norm`, which runs over the items of the query's set."""
     if feature_norm == "softmax":
         if query_mask is not None:
-            affinity = affinity.masked_fill(~query_mask, torch.finfo(affinity.dtype).min)
+            affinity = affinity.masked_fill(~query_mask.unsqueeze(1), torch.finfo(affinity.dtype).min)
         return affinity.softmax(dim=2) * smooth
     clipped = leaky_relu(affinity, _SLOPE) if feature_norm.startswith("clipped") else affinity
     if not feature_norm.endswith("l2norm"):
@@ -95,7 +105,7 @@ def context_cosines(affinity: Tensor, weights: Tensor, sources: Sources, queries
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the queries: values (S, m, Q), mask (m, Q) -> (S, Q)."""
+    """Mean over the queries: values (S, m, Q), mask (s, m, Q) -> (S, Q)."""
     if mask is None:
         return values.mean(dim=1)
-    return values.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=0).to(values.dtype)
+    return values.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1).to(values.dtype)

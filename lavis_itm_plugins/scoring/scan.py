@@ -93,7 +93,7 @@ def _checked(direction: str, aggregate: str, feature_norm: str, lambda_lse: floa
 
 
 def _aggregated(cosines: Tensor, mask: Tensor | None, aggregate: str, lambda_lse: float) -> Tensor:
-    """Cosines (S, m, Q) and mask (m, Q) -> (S, Q)."""
+    """Cosines (S, m, Q) and mask (s, m, Q) -> (S, Q)."""
     if aggregate == "mean":
         return masked_mean(cosines, mask)
     if aggregate == "sum":

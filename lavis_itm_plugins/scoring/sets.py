@@ -49,9 +49,13 @@ class Sets:
         """The images of a block and their mask."""
         return self.images[rows], None if self.image_mask is None else self.image_mask[rows]
 
+    def images_at_once(self) -> int:
+        """How many images have regions that fit into the tile together."""
+        return max(1, _limit(_REGION_NUMBERS, self.images) // max(1, self.images[0:1].numel()))
+
     def image_blocks(self) -> Iterator[slice]:
-        """Consecutive images whose regions fit into the tile together."""
-        size = max(1, _limit(_REGION_NUMBERS, self.images) // max(1, self.images[0:1].numel()))
+        """Consecutive images, as many as fit."""
+        size = self.images_at_once()
         return (slice(start, min(start + size, len(self.images))) for start in range(0, len(self.images), size))
 
     def caption_groups(self, images: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,6 +99,15 @@ def score_in_tiles(
     if not rows_of_scores:
         return sets.images.new_zeros(len(sets.images), len(sets.captions))
     return torch.cat(rows_of_scores)
+
+
+def half_precision(images: Tensor) -> torch.dtype | None:
+    """The type that autocast asks large products to have, where it is on; none for float64, which it never touches."""
+    device = images.device.type
+    if images.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    kind: torch.dtype = torch.get_autocast_dtype(device)
+    return kind
 
 
 def l2_normalized(vectors: Tensor) -> Tensor:

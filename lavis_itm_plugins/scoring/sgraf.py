@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from lavis_itm_plugins.errors import unknown_name
-from lavis_itm_plugins.scoring.attention import Sources
 from lavis_itm_plugins.scoring.dbl import SMOOTH, linear, local_alignments
-from lavis_itm_plugins.scoring.local import local_similarities
+from lavis_itm_plugins.scoring.local import RoundedLinear, local_similarities
 from lavis_itm_plugins.scoring.pooling_attention import RunningNorm, SelfAttention
-from lavis_itm_plugins.scoring.sets import Sets, l2_normalized, score_in_tiles
+from lavis_itm_plugins.scoring.recomputed import recomputed_scores
+from lavis_itm_plugins.scoring.sets import Sets, half_precision, l2_normalized
+from lavis_itm_plugins.scoring.tiles import Inputs, Tile, scores_of_tiles
 
 MODULES = ("SAF", "SGR")
+# of a block of nodes, which SGR's steps read and write many times
+_NODE_NUMBERS = {"cpu": 2**18, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,6 @@ class Statistics:
     variance: Tensor
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A block of images: their regions and one vector (I, D) of each."""
-
-    sources: Sources
-    vectors: Tensor
-
-
 class SGRAFScorer(nn.Module):
     """score = sigmoid( w . z + b ), z from the similarity vectors of all words and of the whole pair.
 
@@ -40,6 +38,9 @@ class SGRAFScorer(nn.Module):
     vector by `SelfAttention`. `module` "SAF" weighs and adds them, "SGR" reasons over them as a graph in `steps` steps
     and takes z_0. State-dict keys are those of github.com/Paranioar/SGRAF. `regions` fixes the places of an image's
     regions, each with batch statistics of its own.
+
+    The backward pass computes again what it needs, and nothing is kept, unless `checkpoint` is False. While SAF is
+    trained it must be True for that: batch statistics give every pair a gradient, so that all would be computed again.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class SGRAFScorer(nn.Module):
         regions: int = 36,
         dropout: float = 0.4,
         smooth: float = SMOOTH,
-        checkpoint: bool = False,
+        checkpoint: bool | None = None,
     ) -> None:
         super().__init__()
         if module not in MODULES:
@@ -68,46 +69,82 @@ class SGRAFScorer(nn.Module):
             self.SGR_module = nn.ModuleList(GraphReasoning(sim_dim) for _ in range(steps))
 
     def forward(self, images: Tensor, captions: Tensor, lengths: Tensor, regions: Tensor | None = None) -> Tensor:
-        """Scores (I, C) in (0, 1) of regions (I, R, D) and words (C, T, D); arguments as `scan_scores`."""
-        seen: list[tuple[Tensor, Statistics]] = []
+        """Scores (I, C) in (0, 1) of regions (I, R, D) and words (C, T, D); arguments as `scan_scores`.
 
-        def score(block: _Block, columns: Tensor, words: Tensor) -> Tensor:
-            similar, statistics = self._similarities(block, words)
-            if statistics is not None:
-                seen.append((columns, statistics))
-            logits: Tensor = self.sim_eval_w(similar)
-            return logits.squeeze(-1).sigmoid()
-
+        Under autocast the products with matrices for each pair are in its type, all else and the scores in float32.
+        """
+        half = half_precision(images)
         with torch.autocast(images.device.type, enabled=False):
             sets = Sets.checked(images, captions, lengths, regions)
-            whole = self.v_global_w(sets.images, sets.image_mask)
-            scores = score_in_tiles(
-                sets,
-                lambda rows: _Block(Sources.of(*sets.block(rows)), whole[rows]),
-                score,
-                checkpoint=self.checkpoint,
-                # a caption's batch statistics are those of all images
-                all_images=self.training and hasattr(self, "SAF_module"),
-            )
+            wholes = self.v_global_w(sets.images, sets.image_mask), self._whole_captions(sets)
+            inputs = Inputs(sets, wholes, half)
+            if self.training and hasattr(self, "SAF_module"):
+                return self._filtered_scores(inputs)
+            if self.checkpoint is not False and torch.is_grad_enabled():
+                return recomputed_scores(inputs, self, _names_in_tiles(self))
+            return scores_of_tiles(inputs, self.tile_scores)
+
+    def tile_scores(self, tile: Tile, seen: list[tuple[Tensor, Statistics]] | None = None) -> Tensor:
+        """Scores (S, Q) of a tile; SAF's batch statistics in training are added to `seen`."""
+        similar, statistics = self._similarities(tile)
+        if seen is not None and statistics is not None:
+            seen.append((tile.columns, statistics))
+        logits: Tensor = self.sim_eval_w(similar)
+        return logits.squeeze(-1).sigmoid()
+
+    def _whole_captions(self, sets: Sets) -> Tensor:
+        """One vector (C, D) of each caption."""
+        groups = list(sets.caption_groups(1))
+        if not groups:
+            return sets.captions[:, 0]
+        vectors = torch.cat([self.t_global_w(words) for _, words in groups])
+        return vectors[torch.cat([columns for columns, _ in groups]).argsort()]
+
+    def _filtered_scores(self, inputs: Inputs) -> Tensor:
+        """SAF's scores in training; a caption's batch statistics are those of all images."""
+        seen: list[tuple[Tensor, Statistics]] = []
+        scores = scores_of_tiles(
+            inputs, partial(self.tile_scores, seen=seen), checkpoint=bool(self.checkpoint), all_images=True
+        )
         if seen:
             self.SAF_module.update(_in_order(seen))
         return scores
 
-    def _similarities(self, block: _Block, words: Tensor) -> tuple[Tensor, Statistics | None]:
-        """One vector (I, c, K) for each image and caption, of captions (c, n, D) of equal length."""
-        local = local_alignments(block.sources, words, self.sim_tranloc_w, self.smooth)
-        captions, images, comparison = self.t_global_w(words), block.vectors.unsqueeze(1), self.sim_tranglo_w
-        ones = images.new_ones(len(images), len(captions), 1)
-        whole = local_similarities(ones, images, captions, comparison.weight, comparison.bias)
-        nodes = torch.cat([whole.unsqueeze(2), local], dim=2)
+    def _similarities(self, tile: Tile) -> tuple[Tensor, Statistics | None]:
+        """One vector (S, Q, K) for each image and caption."""
+        local = local_alignments(tile, self.sim_tranloc_w, self.smooth)
+        (images, captions), comparison = tile.wholes, self.sim_tranglo_w
+        ones = images.new_ones(len(images), 1, captions.shape[1])
+        whole = local_similarities(ones, images.unsqueeze(1), captions, comparison.weight, comparison.bias, tile.half)
         if hasattr(self, "SAF_module"):
-            filtered: tuple[Tensor, Statistics | None] = self.SAF_module(nodes)
+            filtered: tuple[Tensor, Statistics | None] = self.SAF_module(_nodes(whole, local))
             return filtered
-        *inner, last = self.SGR_module
-        for step in inner:
-            nodes = step(nodes)
-        # only the first node is read
-        return last(nodes, nodes[:, :, :1]).squeeze(2), None
+        return self._reasoned(whole, local, tile.half), None
+
+    def _reasoned(self, whole: Tensor, local: Tensor, half: torch.dtype | None) -> Tensor:
+        """SGR's first node (S, Q, K) after all steps, in blocks of images whose nodes stay in the cache."""
+        steps = cast("Iterable[GraphReasoning]", self.SGR_module)
+        *inner, last = [partial(step, maps=step.maps(half)) for step in steps]
+        numbers = _NODE_NUMBERS.get(local.device.type, _NODE_NUMBERS["cuda"])
+        size, parts = max(1, numbers // max(1, local[0:1].numel())), []
+        for start in range(0, len(local), size):
+            nodes = _nodes(whole[start : start + size], local[start : start + size])
+            for step in inner:
+                nodes = step(nodes, nodes)
+            # only the first node is read
+            parts.append(last(nodes, nodes[:, :, :1]).squeeze(2))
+        return torch.cat(parts)
+
+
+def _nodes(whole: Tensor, local: Tensor) -> Tensor:
+    """Nodes (S, Q, 1 + n, K): the whole pair's (S, Q, K), then those of the words (S, n, Q, K)."""
+    return torch.cat([whole.unsqueeze(2), local.transpose(1, 2)], dim=2)
+
+
+def _names_in_tiles(scorer: SGRAFScorer) -> list[str]:
+    """All parameters but those of the vectors of whole images and captions."""
+    whole = ("v_global_w.", "t_global_w.")
+    return [name for name, _ in scorer.named_parameters() if not name.startswith(whole)]
 
 
 def _in_order(seen: list[tuple[Tensor, Statistics]]) -> Statistics:
@@ -164,14 +201,15 @@ class GraphReasoning(nn.Module):
         self.graph_query_w, self.graph_key_w = linear(sim_dim, sim_dim), linear(sim_dim, sim_dim)
         self.sim_graph_w = linear(sim_dim, sim_dim)
 
-    def forward(self, nodes: Tensor, readers: Tensor | None = None) -> Tensor:
-        """New vectors (I, c, r, K) of the `readers` among nodes (I, c, N, K); of all of them when not given."""
-        readers = nodes if readers is None else readers
-        query, key = self.graph_query_w, self.graph_key_w
+    def maps(self, half: torch.dtype | None) -> tuple[RoundedLinear, RoundedLinear]:
+        """From x to M^T x + u, and from e x to Ws (e x) + bs."""
+        query, key, value = self.graph_query_w, self.graph_key_w, self.sim_graph_w
         # the key's bias moves all logits of a reader alike; DDP wants its gradient, which is 0
         shift = query.bias @ key.weight + 0 * key.bias.sum()
-        # (M^T x_i + u) . x_j
-        turned = readers @ (query.weight.t() @ key.weight) + shift
-        edges = (turned @ nodes.transpose(2, 3)).softmax(dim=-1)
-        gathered: Tensor = self.sim_graph_w(edges @ nodes)
-        return gathered.relu()
+        return RoundedLinear(key.weight.t() @ query.weight, shift, half), RoundedLinear(value.weight, value.bias, half)
+
+    def forward(self, nodes: Tensor, readers: Tensor, maps: tuple[RoundedLinear, RoundedLinear]) -> Tensor:
+        """New vectors (I, c, r, K) of the `readers` among nodes (I, c, N, K)."""
+        turned, mapped = maps
+        edges = (turned(readers) @ nodes.transpose(2, 3)).softmax(dim=-1)
+        return mapped(edges @ nodes).relu_()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from scoring.tiles import DIM, Tile, make_tile, pair_attention, tiles
+from scoring.tiles import DIM, Tile, make_tile, pair_attention, scorer_of, tiles
 from torch import nn
 
 from lavis_itm_plugins.errors import ItmError
@@ -16,16 +16,6 @@ from lavis_itm_plugins.scoring.sets import l2_normalized
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-10}
 KINDS = ("DBL", "SAF", "SGR")
-
-
-def scorer_of(kind: str, *, regions: int = 7, **more) -> nn.Module:
-    """A network in evaluation mode whose every weight and statistic is random."""
-    torch.manual_seed(1)
-    made = DBLScorer(DIM, 4, **more) if kind == "DBL" else SGRAFScorer(DIM, 4, module=kind, regions=regions, **more)
-    for value in (*made.parameters(), *made.buffers()):
-        if value.is_floating_point():
-            nn.init.uniform_(value.data, 0.3, 1.0) if value.dim() == 1 else nn.init.normal_(value.data)
-    return made.double().eval()
 
 
 def local_of(regions, words, layer):
@@ -112,11 +102,12 @@ def test_small_tiles_and_recomputation_change_nothing(kind, training, tile, monk
             torch.testing.assert_close(found, expected, **CLOSE)
 
 
+@pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize("block", [DIM, 4 * DIM, 1000])
-def test_the_backward_pass_of_similarities_is_right_in_blocks(block, monkeypatch):
+def test_the_backward_pass_of_similarities_is_right_in_blocks(block, queries, monkeypatch):
     monkeypatch.setitem(local._BLOCK_NUMBERS, "cpu", block)
     torch.manual_seed(0)
-    shapes = ((3, 4, 2), (3, 2, DIM), (4, DIM), (3, DIM), (3,))
+    shapes = ((3, 2, 4), (3, 2, DIM), (queries, 4, DIM), (3, DIM), (3,))
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     assert torch.autograd.gradcheck(local_similarities, inputs)
 

@@ -1,4 +1,4 @@
-"""Random tiles with padding that must not matter, and the definition of attention for a single pair."""
+"""Random tiles with padding that must not matter, the definition of attention for a single pair, random networks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+from lavis_itm_plugins.scoring import DBLScorer, SGRAFScorer
 
 DIM = 6
 
@@ -73,3 +75,13 @@ def pair_attention(queries: Tensor, sources: Tensor, feature_norm: str, smooth: 
 def pair_cosines(queries: Tensor, contexts: Tensor) -> Tensor:
     lengths = queries.norm(dim=1) * contexts.norm(dim=1)
     return (queries * contexts).sum(dim=1) / lengths.clamp(min=1e-8)
+
+
+def scorer_of(kind: str, *, regions: int = 7, **more) -> nn.Module:
+    """A network in evaluation mode whose every weight and statistic is random."""
+    torch.manual_seed(1)
+    made = DBLScorer(DIM, 4, **more) if kind == "DBL" else SGRAFScorer(DIM, 4, module=kind, regions=regions, **more)
+    for value in (*made.parameters(), *made.buffers()):
+        if value.is_floating_point():
+            nn.init.uniform_(value.data, 0.3, 1.0) if value.dim() == 1 else nn.init.normal_(value.data)
+    return made.double().eval()
