@@ -61,6 +61,7 @@ class QuintupletConfig:
     offline: str = setting("hinges", choices=OFFLINE, help="logits, shared: in InfoNCE's denominators (ours)")
     cross_pair: str = setting("mask", choices=CROSS_PAIRS, help="when both mined items are of one image")
     tie_ranks: bool = setting(True, help="one draw for the ranks in both lists, as in the official code")
+    draws: int = setting(1, low=1, help="mined captions and images for each pair; more than 1 with offline: shared")
     draw_captions: int | None = setting(None, low=1, help="draw from so many of the hardest; null: the whole list")
     draw_images: int | None = setting(None, low=1)
 
@@ -92,6 +93,8 @@ class Aoq(Method):
         source = config.candidates.source
         if config.aoq.offline != "hinges" and config.base_loss.name != "infonce":
             raise ItmError(f"{section}.aoq.offline: {config.aoq.offline} needs base_loss.name: infonce; choose hinges")
+        if config.aoq.draws > 1 and config.aoq.offline != "shared":
+            raise ItmError(f"{section}.aoq.draws: {config.aoq.draws} needs offline: shared; draw once")
         if config.init == "scratch":
             return config
         if source is None or holds_lists(source):
@@ -135,7 +138,8 @@ class Aoq(Method):
         captions = encode_captions(matcher, [*batch["text_input"], *batch["offline_text_input"]])
         first, third = slice(0, size), slice(size, 2 * size)
         # without pairs I4 and T4 are not loaded; any score stands for theirs, since it is masked
-        fourth = slice(2 * size, 3 * size) if self.config.aoq.pairs else third
+        behind = (1 + self.config.aoq.draws) * size
+        fourth = slice(behind, behind + size) if self.config.aoq.pairs else third
         pairs = {
             "offline_captions": (images[first], captions[third]),
             "offline_images": (images[third], captions[first]),
@@ -200,7 +204,7 @@ class Aoq(Method):
 
     def wrap_dataset(self, dataset: Dataset) -> Dataset:
         """Items with mined negatives."""
-        return OfflineCaptionDataset(check_trainable(dataset), pairs=self.config.aoq.pairs)
+        return OfflineCaptionDataset(check_trainable(dataset), pairs=self.config.aoq.pairs, draws=self.config.aoq.draws)
 
     def before_training(self, context: Any) -> None:
         """Forget the lists of a run whose checkpoint this one starts from; say early what would stop it later."""

@@ -22,20 +22,23 @@ class OfflineCaptionDataset(CaptionDataset):
 
     `offline_image` (2 n, ...) are I3 and I4, or I3 alone without `pairs`; `offline_text_input` T3 and T4, or T3;
     `offline_image_mask` where regions are dropped; `offline_image_id` (2 n,) of I3, then of I4; `apart` (n,) is False
-    where I3 is I4. The draws are a function of (seed, epoch, caption).
+    where I3 is I4. With `draws` above 1 the items of the first draw are followed by those of the others, so that I3, I4,
+    T3 and T4 are draws x n long; `apart` is the first's. Draws are a function of (seed, epoch, caption).
     """
 
-    def __init__(self, base: CaptionDataset, *, pairs: bool = True) -> None:
+    def __init__(self, base: CaptionDataset, *, pairs: bool = True, draws: int = 1) -> None:
         super().__init__(base.split, region_drop=base.region_drop, seed=base.seed)
-        self.pairs = pairs
+        self.pairs, self.draws = pairs, draws
         self.sampler: QuintupleSampler | None = None
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         if self.sampler is None:
             return super().__getitems__(indices)
         rows = np.asarray(indices)
-        drawn = self.sampler.draw(rows, keyed_uniform(self.seed + _STREAM, self.epoch, rows, DRAWS))
-        offline, partners = drawn.offline_captions, drawn.partner_captions
+        uniforms = keyed_uniform(self.seed + _STREAM, self.epoch, rows, DRAWS * self.draws)
+        drawn = [self.sampler.draw(rows, part) for part in np.split(uniforms, self.draws, axis=1)]
+        offline = np.concatenate([draw.offline_captions for draw in drawn])
+        partners = np.concatenate([draw.partner_captions for draw in drawn])
         # one call for all images; I3 is the image of T4, and I4 of T3
         whole = super().__getitems__(np.concatenate([rows, partners, offline] if self.pairs else [rows, partners]))
         batch = {key: value[: len(rows)] for key, value in whole.items()}
@@ -43,7 +46,7 @@ class OfflineCaptionDataset(CaptionDataset):
         texts = np.concatenate([offline, partners]) if self.pairs else offline
         batch["offline_text_input"] = [self.split.captions[row] for row in texts]
         batch["offline_image_id"] = torch.from_numpy(self.image_ids[np.concatenate([partners, offline])])
-        batch["apart"] = torch.from_numpy(drawn.apart)
+        batch["apart"] = torch.from_numpy(drawn[0].apart)
         return batch
 
 

@@ -54,8 +54,8 @@ def sampler(split):
     return QuintupleSampler(HardNegatives(captions, images, empty, empty, empty), owners)
 
 
-def items(split, sampler, *, pairs=True, region_drop=0.0, epoch=0):
-    dataset = OfflineCaptionDataset(CaptionDataset(split, region_drop=region_drop, seed=3), pairs=pairs)
+def items(split, sampler, *, pairs=True, region_drop=0.0, epoch=0, draws=1):
+    dataset = OfflineCaptionDataset(CaptionDataset(split, region_drop=region_drop, seed=3), pairs=pairs, draws=draws)
     dataset.sampler = sampler
     dataset.set_epoch(epoch)
     return dataset
@@ -122,8 +122,8 @@ def method(base_loss=None, official=False, candidates=None, **aoq) -> Aoq:
     return Aoq(config, matcher)
 
 
-def batch_of(split, sampler, pairs=True, epoch=0):
-    batch = items(split, sampler, pairs=pairs).__getitems__(ROWS)
+def batch_of(split, sampler, pairs=True, epoch=0, draws=1):
+    batch = items(split, sampler, pairs=pairs, draws=draws).__getitems__(ROWS)
     batch = {key: value.double() if key.endswith("image") else value for key, value in batch.items()}
     return {**batch, "epoch": epoch}
 
@@ -202,11 +202,16 @@ def test_other_base_losses_get_offline_terms_beside_them(split, sampler):
     assert parts["loss_offline"] > 0
 
 
-@pytest.mark.parametrize("pairs", [True, False])
-def test_mined_items_are_shared_by_the_whole_batch(split, sampler, pairs):
+@pytest.mark.parametrize(("pairs", "draws"), [(True, 1), (False, 1), (True, 3)])
+def test_mined_items_are_shared_by_the_whole_batch(split, sampler, pairs, draws):
     """Every mined caption and image is a negative of every pair, unless it is of the pair's own image."""
-    model = method({"name": "infonce", "temperature": 0.1}, offline="shared", pairs=pairs)
-    batch = batch_of(split, sampler, pairs=pairs)
+    model = method({"name": "infonce", "temperature": 0.1}, offline="shared", pairs=pairs, draws=draws)
+    batch = batch_of(split, sampler, pairs=pairs, draws=draws)
+    assert len(batch["offline_text_input"]) == len(batch["offline_image"]) == 5 * draws * (1 + pairs)
+    # what is logged of the four scores is of the first draw, which is the only one without `draws`
+    shares = ("aoq_offline_over_online", "aoq_cross_pairs", "aoq_active_pairs")
+    once = method({"name": "infonce"}, offline="shared", pairs=pairs).losses(batch_of(split, sampler, pairs=pairs))
+    assert all(torch.equal(model.losses(batch)[name], once[name]) for name in shares)
     matcher, ids = model.matcher, batch["image_id"].tolist()
     images, captions = matcher.encode_images({"image": batch["image"]}), matcher.encode_captions(batch["text_input"])
     mined_images = matcher.encode_images({"image": batch["offline_image"]})
@@ -292,6 +297,7 @@ def section(**keys):
         ({"aoq": {"alpha": 0}}, "model.aoq.alpha: 0.0 is out of range"),
         ({"aoq": {"cross_pair": "masked"}}, 'model.aoq.cross_pair: unknown choice "masked"; did you mean mask'),
         ({"aoq": {"offline": "logits"}, "base_loss": {"name": "triplet"}}, "logits needs base_loss.name: infonce"),
+        ({"aoq": {"draws": 2}}, "model.aoq.draws: 2 needs offline: shared; draw once"),
         ({"init": "checkpoint"}, "model.init: checkpoint needs a run folder or a checkpoint as candidates.source"),
         ({"candidates": {"filters": {"relative_margin": 1}}}, "relative_margin: 1.0 is out of range"),
         ({"candidates": {"captions_per_image": 0}}, "captions_per_image: 0 is out of range"),
