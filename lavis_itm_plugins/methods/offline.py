@@ -22,8 +22,8 @@ class OfflineCaptionDataset(CaptionDataset):
 
     `offline_image` (2 n, ...) are I3 and I4, or I3 alone without `pairs`; `offline_text_input` T3 and T4, or T3;
     `offline_image_mask` where regions are dropped; `offline_image_id` (2 n,) of I3, then of I4; `apart` (n,) is False
-    where I3 is I4. With `draws` above 1 the items of the first draw are followed by those of the others, so that I3, I4,
-    T3 and T4 are draws x n long; `apart` is the first's. Draws are a function of (seed, epoch, caption).
+    where I3 is I4. With `draws` above 1 the items of the first draw are followed by those of the others, so that I3,
+    I4, T3 and T4 are draws x n long; `apart` is the first's. Draws are a function of (seed, epoch, caption).
     """
 
     def __init__(self, base: CaptionDataset, *, pairs: bool = True, draws: int = 1) -> None:
