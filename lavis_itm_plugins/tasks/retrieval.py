@@ -9,6 +9,7 @@ from urllib.error import URLError
 
 import torch
 from lavis.common.dist_utils import is_main_process
+from lavis.common.registry import registry
 from lavis.tasks.retrieval import RetrievalTask
 
 from lavis_itm_plugins.data.joined import check_splits
@@ -24,6 +25,7 @@ from lavis_itm_plugins.evaluation import (
 from lavis_itm_plugins.matchers.base import Matcher
 from lavis_itm_plugins.matchers.encode import captions_of, encode_split
 from lavis_itm_plugins.matchers.lavis_rerank import reranked_metrics
+from lavis_itm_plugins.methods.base import Trainable
 from lavis_itm_plugins.registry import register_task
 from lavis_itm_plugins.runners.loop import Epoch, LoopSettings, train_steps
 from lavis_itm_plugins.runners.settings import ItmSettings, parse_itm
@@ -45,14 +47,17 @@ class ItmRetrievalTask(RetrievalTask):
     def build_datasets(self, cfg: Any) -> dict[str, Any]:
         """LAVIS's datasets by name and split, checked against the splits that the run names."""
         try:
-            datasets = with_frames_as_images(super().build_datasets(cfg))
+            datasets = super().build_datasets(cfg)
         except URLError as error:
             raise ItmError(
                 f"annotations of {', '.join(cfg.datasets_cfg)} cannot be fetched ({error.reason}); where there is no "
                 "network, give url and storage of each split the path of the same file"
             ) from None
         check_splits(datasets, self.cfg)
-        return datasets
+        model = registry.get_model_class(cfg.model_cfg.arch)
+        # LAVIS's own video networks read its items as they are
+        own = model is None or issubclass(model, Trainable)
+        return with_frames_as_images(datasets) if own else datasets
 
     def train_epoch(
         self,

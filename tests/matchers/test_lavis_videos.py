@@ -1,6 +1,7 @@
 """LAVIS's `msrvtt_retrieval` on small videos that are made here: every frame through the image tower."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import lavis_tiny
@@ -104,6 +105,20 @@ def test_every_item_has_the_frames_that_were_asked_for(folder):
     without = OmegaConf.create({**section(folder, min_scale=0.9), "data_type": "videos"})
     with pytest.raises(ItmError, match=r"no fixed number of frames; give the data set a vis_processor such as"):
         VideoItems(registered("builder")["msrvtt_retrieval"](without).build_datasets()["train"])
+
+
+def test_lavis_own_video_network_gets_lavis_own_items(folder):
+    """`alpro_retrieval` under our task reads `video`."""
+    keys = {}
+    for arch in ("alpro_retrieval", "itm_clip"):
+        data = OmegaConf.create({"msrvtt_retrieval": {**section(folder), "data_type": "videos"}})
+        config = SimpleNamespace(datasets_cfg=data, model_cfg=OmegaConf.create({"arch": arch}))
+        task = registered("task")["itm_retrieval"](OmegaConf.create({"evaluate": False}))
+        keys[arch] = {
+            key for split in ("train", "val") for key in task.build_datasets(config)["msrvtt_retrieval"][split][0]
+        }
+    assert "image" not in keys["alpro_retrieval"] and "video" in keys["alpro_retrieval"]
+    assert "image" in keys["itm_clip"] and "video" not in keys["itm_clip"]
 
 
 @pytest.fixture
