@@ -120,7 +120,7 @@ def shared_infonce_loss(
         anywhere, gives a loss that is not finite.
 
     Raises:
-        ItmError: wrong shape or type, temperature not above 0.
+        ItmError: wrong shape, type or device, temperature not above 0.
 
     >>> scores, mined, yes = torch.eye(2), torch.full((2, 1), -99.0), torch.ones(2, 1, dtype=torch.bool)
     >>> more = {"mined_captions": mined, "mined_images": mined.T, "caption_negatives": yes, "image_negatives": yes.T}
@@ -129,8 +129,8 @@ def shared_infonce_loss(
     """
     check_scores(scores)
     check_temperature(temperature)
-    _check_mined("mined_captions", mined_captions, caption_negatives, scores)
-    _check_mined("mined_images", mined_images.t(), image_negatives.t(), scores)
+    _check_mined("mined_captions", mined_captions, caption_negatives, scores, axis=0)
+    _check_mined("mined_images", mined_images, image_negatives, scores, axis=1)
     valid = valid_negatives(scores, positives).fill_diagonal_(True)
     if not len(scores):
         return scores.sum() + mined_captions.sum() + mined_images.sum()
@@ -184,14 +184,21 @@ def _check_vector(name: str, vector: Tensor, scores: Tensor, *, mask: bool = Fal
         raise ItmError(f"{name} is on {vector.device}; the scores are on {scores.device}")
 
 
-def _check_mined(name: str, mined: Tensor, negatives: Tensor, scores: Tensor) -> None:
-    if mined.ndim != 2 or len(mined) != len(scores) or not mined.is_floating_point():
+def _check_mined(name: str, mined: Tensor, negatives: Tensor, scores: Tensor, *, axis: int) -> None:
+    """`axis`: where the pairs of the batch are."""
+    for told, value in ((name, mined), (f"the mask of {name}", negatives)):
+        if not isinstance(value, Tensor):
+            raise ItmError(f"{told} is a {type(value).__name__}; give a torch tensor")
+        if value.device != scores.device:
+            raise ItmError(f"{told} is on {value.device}; the scores are on {scores.device}")
+    if mined.ndim != 2 or mined.shape[axis] != len(scores) or not mined.is_floating_point():
+        wanted = "(B, N)" if axis == 0 else "(N, B)"
         raise ItmError(
             f"{name} is {mined.dtype} of shape {tuple(mined.shape)} beside {len(scores)} pairs; give floating-point "
-            "scores of every pair's query with each mined item"
+            f"scores {wanted} of every pair with each mined item"
         )
     if negatives.dtype != torch.bool or negatives.shape != mined.shape:
         raise ItmError(
             f"the mask of {name} is {negatives.dtype} of shape {tuple(negatives.shape)}; give torch.bool of the shape "
-            "of its scores"
+            f"of its scores, {tuple(mined.shape)}"
         )

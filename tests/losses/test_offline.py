@@ -108,8 +108,20 @@ def test_shared_items_that_do_not_fit_are_refused_and_bad_scores_are_seen():
         assert not shared_infonce_loss(scores, **{**hidden, name: bad}).isfinite()
     with pytest.raises(ItmError, match=r"mined_captions is torch.float64 of shape \(4, 7\) beside 5 pairs"):
         shared_infonce_loss(scores, **{**more, "mined_captions": more["mined_captions"][:4]})
-    with pytest.raises(ItmError, match=r"the mask of mined_images is torch.float64 of shape \(5, 7\)"):
-        shared_infonce_loss(scores, **{**more, "image_negatives": more["mined_images"]})
+    wrong = [
+        ({"mined_captions": more["mined_captions"].tolist()}, "mined_captions is a list; give a torch tensor"),
+        ({"mined_images": more["mined_images"][None]}, r"mined_images is torch.float64 of shape \(1, 7, 5\) beside"),
+        ({"mined_images": more["mined_images"].T}, r"mined_images .* of shape \(5, 7\) beside 5 pairs; .* \(N, B\)"),
+        ({"image_negatives": more["mined_images"]}, r"the mask of mined_images is torch.float64 of shape \(7, 5\)"),
+        ({"caption_negatives": None}, "the mask of mined_captions is a NoneType"),
+        (
+            {"image_negatives": more["image_negatives"].to("meta")},
+            "the mask of mined_images is on meta; the scores are",
+        ),
+    ]
+    for given, said in wrong:
+        with pytest.raises(ItmError, match=said):
+            shared_infonce_loss(scores, **{**more, **given})
 
 
 def test_infinite_alpha_gives_every_weight_beta(masks):
