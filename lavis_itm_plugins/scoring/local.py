@@ -93,7 +93,8 @@ class _LocalSimilarities(torch.autograd.Function):
         n_sets, _, n_queries = weights.shape
         result, lengths = weights.new_empty(n_sets, n_queries, len(matrix)), weights.new_empty(n_sets, n_queries, 1)
         blocks = _Blocks(weights, sources, queries)
-        room, rounded, mapped_by = blocks.memory(), blocks.memory(half), RoundedLinear(matrix, bias, half)
+        room, mapped_by = blocks.memory(), RoundedLinear(matrix, bias, half)
+        rounded = room if half is None else blocks.memory(half)
         for sets, items in blocks:
             squares = blocks.differences(sets, items, room).square_()
             if half is not None:
