@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,20 @@ def read_plan(path: Path) -> Plan:
         for name, row in content["rows"].items()
     ]
     return Plan(path.stem, content["reference"], rows, content.get("metrics", ["rsum"]))
+
+
+def chosen(plan: Plan, names: list[str]) -> Plan:
+    """The plan with these rows, and those whose runs they start from."""
+    rows = {row.name: row for row in plan.rows}
+    kept: set[str] = set()
+    for name in names:
+        start: str | None = name
+        while start is not None and start not in kept:
+            if start not in rows:
+                raise SystemExit(f"{plan.name} has no row {start!r}; give some of {', '.join(rows)}")
+            kept.add(start)
+            start = rows[start].after
+    return replace(plan, rows=[row for row in plan.rows if row.name in kept])
 
 
 @dataclass(frozen=True)
@@ -145,7 +159,8 @@ def complete(plan: Plan, runs: Runs, seeds: list[int], jobs: int) -> None:
 
 def table(plan: Plan, runs: Runs, seeds: list[int]) -> str:
     """Markdown: each metric's mean and standard deviation, and its gain over the row's reference."""
-    values = {row.name: [runs.last(row.name, seed) or {} for seed in seeds] for row in plan.rows}
+    names = {name for row in plan.rows for name in (row.name, row.reference or plan.reference)}
+    values = {name: [runs.last(name, seed) or {} for seed in seeds] for name in names}
     head = [part for metric in plan.metrics for part in (f"{metric}, mean (sd)", "gain (standard error; paired)")]
     lines = [f"| row | {plan.metrics[0]} by seed | {' | '.join(head)} |", "|---" * (len(head) + 2) + "|"]
     for row in plan.rows:
@@ -183,12 +198,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--rows", nargs="+", help="only these rows")
+    parser.add_argument("--rows", nargs="+", help="only these rows, and those they start from")
     parser.add_argument("--options", nargs="+", default=[], help="overrides for every run")
     args = parser.parse_args()
     plan = read_plan(args.plan)
     if args.rows:
-        plan = Plan(plan.name, plan.reference, [row for row in plan.rows if row.name in args.rows], plan.metrics)
+        plan = chosen(plan, args.rows)
     runs = Runs(args.output_dir / plan.name, args.root, args.options)
     complete(plan, runs, args.seeds, args.jobs)
     print(table(plan, runs, args.seeds))

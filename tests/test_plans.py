@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quality import Runs, gain, read_plan
+from benchmarks.quality import Plan, Row, Runs, chosen, gain, read_plan, table
 
 ROOT = Path(__file__).parent.parent
 PLANS = sorted((ROOT / "benchmarks" / "plans").glob("*.yaml"))
@@ -37,3 +37,22 @@ def test_gain_and_its_standard_errors():
     # the same difference with each seed
     assert gain([2.0, 4.0], [1.0, 3.0], 1) == "+1.0 (1.4; 0.0)"
     assert gain([2.0], [1.0], 1) == "+1.0"
+
+
+def test_some_rows_bring_what_they_start_from_and_are_compared_with_what_is_there(tmp_path):
+    """A row without its start would be waited for without an end."""
+    rows = [Row("plain", "x", []), Row("goes on", "x", [], after="plain"), Row("other", "x", [])]
+    plan = Plan("plan", "plain", rows)
+    assert [row.name for row in chosen(plan, ["goes on"]).rows] == ["plain", "goes on"]
+    with pytest.raises(SystemExit, match="plan has no row 'othr'; give some of plain, goes on, other"):
+        chosen(plan, ["othr"])
+    runs = Runs(tmp_path, "data", [])
+    for name, rsums in {"plain": (1.0, 3.0), "other": (2.0, 4.0)}.items():
+        for seed, rsum in enumerate(rsums):
+            folder = runs.path(name, seed)
+            folder.mkdir()
+            (folder / "config.yaml").write_text("run: {max_epoch: 1}")
+            (folder / "metrics.jsonl").write_text(f'{{"split": "val", "epoch": 1, "rsum": {rsum}}}\n')
+    assert table(chosen(plan, ["other"]), runs, [0, 1]).splitlines()[2:] == [
+        "| other | 2.0 4.0 | 3.0 (1.4) | +1.0 (1.4; 0.0) |"
+    ]
