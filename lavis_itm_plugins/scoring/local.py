@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-_BLOCK_NUMBERS = {"cpu": 2**19, "cuda": 2**26}
+_BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
 _EPSILON = 1e-8
 
 
@@ -102,7 +102,8 @@ class _LocalSimilarities(torch.autograd.Function):
             mapped = mapped_by(squares)
             length = torch.linalg.vector_norm(mapped, dim=2, keepdim=True)
             lengths[sets, items] = length
-            torch.div(mapped, length + _EPSILON, out=result[sets, items])
+            # a product with what is computed once for a vector: a division for every number costs four times as much
+            torch.mul(mapped, (length + _EPSILON).reciprocal_(), out=result[sets, items])
         ctx.half = half
         ctx.save_for_backward(weights, sources, queries, matrix, result, lengths)
         return result
