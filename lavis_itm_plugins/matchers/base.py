@@ -94,6 +94,11 @@ class Matcher(Trainable):
         return scores, scores.T
 
     @property
+    def has_own_contrast(self) -> bool:
+        """Whether a contrastive loss of the network's own stands in for `base_loss`."""
+        return bool(getattr(self.config, "contrasts", False))
+
+    @property
     def encode_chunk(self) -> int | None:
         """How many items are encoded at a time in training; None: the whole batch."""
         return getattr(self.config, "encode_chunk", None)

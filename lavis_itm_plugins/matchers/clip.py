@@ -78,6 +78,11 @@ class ClipConfig:
     checkpoint: bool = setting(False, help="compute blocks again in the backward pass: slower, less memory")
     encode_chunk: int | None = setting(None, low=1, help="items encoded at a time; again in the backward pass")
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether CLIP's own contrast stands in for the base loss."""
+        return self.objective == "itc"
+
     def __post_init__(self) -> None:
         if self.architecture is not None and self.architecture not in lavis_clip.list_models():
             raise unknown_name("architecture", self.architecture, lavis_clip.list_models())
@@ -128,7 +133,7 @@ class ClipMatcher(LavisMatcher):
 
     def unused(self) -> tuple[str, ...]:
         """The temperature, in plain training."""
-        return ("logit_scale",) if self.config.objective == "plain" else ()
+        return () if self.config.contrasts else ("logit_scale",)
 
     @property
     def picture_size(self) -> int:
@@ -159,7 +164,7 @@ class ClipMatcher(LavisMatcher):
 
     def matching_losses(self, batch: Mapping[str, Any], encoded: EncodedBatch, scores: Tensor) -> dict[str, Tensor]:
         """The base loss, or InfoNCE at CLIP's learned temperature; captions of the same image are no negatives."""
-        if self.config.objective == "plain":
+        if not self.config.contrasts:
             return super().matching_losses(batch, encoded, scores)
         with torch.no_grad():
             self.network.logit_scale.clamp_(max=torch.log(torch.tensor(LARGEST_SCALE)).item())

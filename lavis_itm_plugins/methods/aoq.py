@@ -107,6 +107,12 @@ class Aoq(Method):
     def setup(self, stored: Mapping[str, Any]) -> None:
         """No module of its own: the candidate lists are files, and the state says which."""
         self.lists = MinedLists(self.config.candidates)
+        offline = self.config.aoq.offline
+        if offline != "hinges" and self.matcher.has_own_contrast:
+            raise ItmError(
+                f"model.aoq.offline: {offline} changes base_loss, which {self.matcher.arch} with objective: "
+                f"{self.matcher.config.objective} does not use; choose offline: hinges, or objective: plain"
+            )
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The base loss, with the offline terms from the first mining on."""
@@ -195,7 +201,8 @@ class Aoq(Method):
         reduction = base.reduction if base.name == "triplet" else "mean"
         hinges = offline_hinge_loss(scores, **mined, offline_margin=aoq.offline_margin, reduction=reduction)
         parts = {"loss_offline": aoq.offline_weight * hinges}
-        if base.name == "triplet" and base.negatives == "hardest" and epoch >= base.warmup_epochs:
+        hardest = base.name == "triplet" and base.negatives == "hardest" and epoch >= base.warmup_epochs
+        if hardest and not self.matcher.has_own_contrast:
             weighting = {**self._weighting(), "weight_min": aoq.weight_min, "detach_weights": aoq.detach_weights}
             whole = quintuplet_loss(scores, **mined, **weighting, positives=positives, reduction=reduction)
             # its offline terms are shown, and weighed, apart

@@ -44,7 +44,7 @@ def train(folder: Path, network: str, method: str) -> None:
     """One case; the frozen anchor is what one process trained plainly."""
     from lavis_itm_plugins.train import run_training
 
-    objective = "itc" if method in ("plain", "dbl_momentum") else "plain"
+    objective = "itc" if method in ("plain", "dbl_momentum", "aoq") else "plain"
     anchor = str(folder / "runs" / f"{network}_plain_1")
     model = model_section(network, method, folder, objective, dropout=0.0, anchor=anchor)
     run = {"batch_size_train": GLOBAL_BATCH // size(), "batch_size_eval": 3, "k_test": None}

@@ -235,6 +235,17 @@ def test_mined_items_are_shared_by_the_whole_batch(split, sampler, pairs, draws)
     torch.testing.assert_close(model(batch)["loss"], expected, rtol=1e-10, atol=1e-12)
 
 
+def test_a_contrast_of_the_networks_own_stays(split, sampler):
+    """The offline hinges join it; what would change the base loss is refused."""
+    model, batch = method(), batch_of(split, sampler)
+    model.matcher.config = SimpleNamespace(contrasts=True, objective="itc")
+    model.matcher.matching_losses = lambda *given: {"loss_base": torch.tensor(7.0)}
+    parts = model.losses(batch)
+    assert parts["loss_base"] == 7 and parts["loss_offline"] > 0
+    with pytest.raises(ItmError, match="offline: shared changes base_loss, which itm_vse with objective: itc does not"):
+        Aoq(parse(AoqConfig, {"base_loss": {"name": "infonce"}, "aoq": {"offline": "shared"}}, "m"), model.matcher)
+
+
 def test_plain_until_the_first_mining(split, sampler):
     plain = CaptionDataset(split, seed=3).__getitems__(ROWS)
     plain["image"] = plain["image"].double()
