@@ -121,7 +121,7 @@ class MiningJob:
             scorer.n_captions,
             captions_per_image + filters.skip,
             images_per_caption + filters.skip,
-            tile_shape(memory_budget_mb, bytes_per_pair),
+            tile_shape(memory_budget_mb, scorer.n_images, bytes_per_pair),
             self.limits,
         )
 

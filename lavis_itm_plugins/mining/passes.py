@@ -14,13 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lavis_itm_plugins.distributed import world_size
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.mining.exclusions import Exclusions
 from lavis_itm_plugins.mining.running import Keys, RunningTopK
 
-# Images and captions of a tile: wide, since a row's threshold starts anew in each block of images.
-_TILE = 1024, 4096
-# A score, its comparison, and the candidates that pass.
+# A query's threshold rises from tile to tile: the larger these are, the fewer candidates pass below the final one.
+_LARGEST_TILE = 2**26
+_CAPTIONS_PER_IMAGE = 4
+# a sort by column numbers of 16 bits
+_WIDEST = 2**16
+# Scores that are compared at once: what passes is a few megabytes, whatever the size of the tile.
+_STRIP = 2**21
+# Blocks of images that a large set has at least, to be shown as progress, dealt to ranks, and kept when killed.
+_BLOCKS, _BLOCK = 8, 1024
+# A score, and what passes of a strip.
 BYTES_PER_PAIR = 16
 
 ScoreTile = Callable[[slice, slice], Tensor]
@@ -94,81 +102,112 @@ class TilePass:
                 done.result()
 
     def _select_captions(self, tile: Tensor, rows: slice, columns: slice, best: RunningTopK) -> None:
-        everything = slice(0, rows.stop - rows.start)
         # with limits, the k-th best may be one that is to be dropped
         if columns.start == 0 and self.limits.images is None:
-            best.seed(everything, group_maxima(tile, self.captions_per_image))
-        image, caption, scores = survivors(tile, best.thresholds, 0)
-        image, caption, scores = self._limited("captions", self.limits.images, rows, image, caption, scores)
-        best.add(everything, image, caption + columns.start, scores)
+            best.seed(slice(0, len(tile)), group_maxima(tile, self.captions_per_image, dim=1))
+        for part in _strips(*tile.shape):
+            counts, captions, scores = survivors(tile, part, slice(None), best.thresholds[part, None])
+            queries = slice(rows.start + part.start, rows.start + part.stop)
+            counts, captions, scores = self._limited("captions", self.limits.images, queries, counts, captions, scores)
+            best.add(part, counts, captions + columns.start, scores)
 
     def _select_images(self, tile: Tensor, rows: slice, columns: slice, best: RunningTopK) -> None:
         if self.limits.captions is None and (best.thresholds[columns] == -np.inf).any():
-            best.seed(columns, group_maxima(tile.t(), self.images_per_caption))
-        image, caption, scores = survivors(tile, best.thresholds[columns], 1)
-        # a radix sort, which keeps images in ascending order; tiles are narrower than 2**16
-        order = np.argsort(caption.astype(np.uint16), kind="stable")
-        image, caption, scores = image[order], caption[order], scores[order]
-        caption, image, scores = self._limited("images", self.limits.captions, columns, caption, image, scores)
-        best.add(columns, caption, image + rows.start, scores)
+            best.seed(columns, group_maxima(tile, self.images_per_caption, dim=0))
+        for part in _strips(*tile.t().shape):
+            queries = slice(columns.start + part.start, columns.start + part.stop)
+            by_image, captions, scores = survivors(tile, slice(None), part, best.thresholds[queries])
+            # a radix sort, which keeps images in ascending order
+            order = np.argsort(captions.astype(np.uint16), kind="stable")
+            images = np.repeat(np.arange(rows.start, rows.stop), by_image)[order]
+            counts = np.bincount(captions, minlength=part.stop - part.start)
+            limited = self._limited("images", self.limits.captions, queries, counts, images, scores[order])
+            best.add(queries, *limited)
 
     def _limited(
         self,
         kind: str,
         limits: NDArray[np.float32] | None,
         part: slice,
-        queries: NDArray[Any],
+        counts: NDArray[Any],
         others: NDArray[Any],
         scores: NDArray[np.float32],
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:
         """Without the candidates above the limit. None of them is missed: a threshold never rises above the limit."""
         if limits is None:
-            return queries, others, scores
+            return counts, others, scores
+        queries = np.repeat(np.arange(len(counts)), counts)
         keep = scores <= limits[part][queries]
         self.limits.dropped[f"dropped_{kind}"] += int(len(keep) - keep.sum())
-        return queries[keep], others[keep], scores[keep]
+        return np.bincount(queries[keep], minlength=len(counts)), others[keep], scores[keep]
 
 
-def survivors(tile: Tensor, thresholds: NDArray[np.float32], axis: int) -> tuple[NDArray[Any], ...]:
-    """Rows, columns and scores of the cells above the threshold of their row (axis 0) or column (1), row by row."""
-    limits = np.expand_dims(thresholds, 1 - axis)
+def survivors(
+    tile: Tensor, rows: slice, columns: slice, thresholds: NDArray[np.float32]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:
+    """The cells of a part of the tile above their threshold, which broadcasts.
+
+    How many in each row, and their columns, counted from the part's first, and their scores, row by row.
+
+    >>> tile, zero = torch.tensor([[0.1, 0.9, -0.5], [0.8, 0.7, 0.6]]), np.zeros(1, np.float32)
+    >>> counts, columns, scores = survivors(tile, slice(None), slice(1, 3), zero)
+    >>> counts.tolist(), columns.tolist(), scores.round(1).tolist() == np.float32([0.9, 0.7, 0.6]).tolist()
+    ([1, 2], [0, 0, 1], True)
+    """
+    part = tile[rows, columns]
+    height, width = part.shape
+    above: Any
     if tile.device.type == "cpu":
-        values = tile.numpy()
-        cells = np.flatnonzero(values > limits)
-        scores = values.reshape(-1)[cells]
+        # NumPy compares twice as fast as torch where one side broadcasts
+        cells = np.flatnonzero(part.numpy() > thresholds)
     else:
-        found = (tile > torch.from_numpy(limits).to(tile.device)).view(-1).nonzero().view(-1)
-        cells, scores = found.cpu().numpy(), tile.view(-1)[found].cpu().numpy()
-    rows, columns = np.divmod(cells, tile.shape[1])
-    return rows, columns, scores
+        above = part > torch.from_numpy(thresholds).to(tile.device)
+        cells = above.view(-1).nonzero().view(-1).cpu().numpy()
+    counts = np.diff(np.searchsorted(cells, np.arange(height + 1) * width))
+    found = cells - np.repeat(np.arange(height) * width, counts)
+    if tile.device.type == "cpu":
+        first = (rows.start or 0) * tile.shape[1] + (columns.start or 0)
+        scores = tile.numpy().reshape(-1)[found + np.repeat(np.arange(height) * tile.shape[1] + first, counts)]
+    else:
+        scores = part[above].cpu().numpy()
+    return counts, found, scores
 
 
-def group_maxima(scores: Tensor, k: int) -> NDArray[np.float32]:
-    """The largest score of each of at least 2 k groups that a query's candidates (rows of `scores`) are dealt to.
+def group_maxima(tile: Tensor, k: int, dim: int) -> NDArray[np.float32]:
+    """The largest score (queries, groups) of each of at least 4 k groups that the candidates (`dim`) are dealt to.
 
     The k-th best of them is at most the k-th best score, and near to it, at a fraction of the sorting.
 
-    >>> group_maxima(torch.tensor([[1.0, 5.0, 3.0, 4.0]]), k=1)
-    array([[3., 5.]], dtype=float32)
+    >>> group_maxima(torch.tensor([[1.0, 2.0, 5.0, 0.0, 3.0, 4.0, 9.0, 7.0]]), k=1, dim=1)
+    array([[3., 4., 9., 7.]], dtype=float32)
     """
-    size = max(1, scores.shape[1] // (2 * k))
-    groups = scores.shape[1] // size
-    parts = scores[:, : groups * size].reshape(len(scores), size, groups)
-    maxima: NDArray[np.float32] = parts.amax(dim=1).contiguous().cpu().numpy()
-    return maxima
+    candidates = tile.shape[dim]
+    size = max(1, candidates // (4 * k))
+    groups = candidates // size
+    maxima = tile.narrow(dim, 0, groups * size).unflatten(dim, (size, groups)).amax(dim)
+    queries_first: NDArray[np.float32] = maxima.movedim(dim, 1).contiguous().cpu().numpy()
+    return queries_first
 
 
-def tile_shape(memory_budget_mb: float, bytes_per_pair: int = BYTES_PER_PAIR) -> tuple[int, int]:
+def tile_shape(memory_budget_mb: float, n_images: int, bytes_per_pair: int = BYTES_PER_PAIR) -> tuple[int, int]:
     """Images and captions of a tile that stays within the budget; raises ItmError for a budget that is none.
 
-    >>> tile_shape(1024), tile_shape(1)
-    ((1024, 4096), (128, 512))
+    >>> tile_shape(1024, n_images=29_000), tile_shape(1, n_images=29_000), tile_shape(1024, n_images=6000)
+    ((3625, 18512), (128, 512), (1024, 65536))
     """
     if not 0 < memory_budget_mb < math.inf:
         raise ItmError(f"memory_budget_mb is {memory_budget_mb}; give a number above 0")
-    cells = min(_TILE[0] * _TILE[1], max(1, int(memory_budget_mb * 2**20 / bytes_per_pair)))
-    rows = max(1, math.isqrt(cells * _TILE[0] // _TILE[1]))
-    return rows, max(1, cells // rows)
+    cells = min(_LARGEST_TILE, max(1, int(memory_budget_mb * 2**20 / bytes_per_pair)))
+    block = max(_BLOCK, math.ceil(n_images / max(_BLOCKS, world_size())))
+    rows = max(1, min(math.isqrt(cells // _CAPTIONS_PER_IMAGE), block))
+    return rows, min(max(1, cells // rows), _WIDEST)
+
+
+def _strips(n_queries: int, n_candidates: int) -> Iterator[slice]:
+    """Queries of a tile that are compared together."""
+    height = max(1, _STRIP // n_candidates)
+    for start in range(0, n_queries, height):
+        yield slice(start, min(start + height, n_queries))
 
 
 def _leave_out(tile: Tensor, excluded: tuple[NDArray[np.int64], NDArray[np.int64]], columns: slice) -> None:

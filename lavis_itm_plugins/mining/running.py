@@ -26,8 +26,13 @@ def candidate_keys(scores: NDArray[np.float32], ids: NDArray[Any]) -> Keys:
     """
     # + 0 makes -0.0 equal 0.0; negative floats order backwards, hence the flip of all bits but the sign
     bits = (scores + np.float32(0)).view(np.int32)
-    ordered = bits ^ ((bits >> 31) & np.int32(2**31 - 1))
-    return (ordered.astype(np.int64) << 32) | (_IDS - ids)
+    ordered = bits >> 31
+    ordered &= np.int32(2**31 - 1)
+    ordered ^= bits
+    keys = ordered.astype(np.int64)
+    keys <<= 32
+    keys |= _IDS - ids
+    return keys
 
 
 def split_keys(keys: Keys) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -59,7 +64,7 @@ class RunningTopK:
     raises the threshold. In random order a query sees about 2 k log2(n_candidates / k) of them.
 
     >>> best = RunningTopK(1, k=2)
-    >>> best.add(slice(0, 1), np.zeros(3, np.int64), np.array([5, 6, 7]), np.array([0.1, 0.9, 0.5], np.float32))
+    >>> best.add(slice(0, 1), np.array([3]), np.array([5, 6, 7]), np.array([0.1, 0.9, 0.5], np.float32))
     >>> split_keys(best.take())[0].tolist()
     [[6, 7]]
     """
@@ -77,26 +82,33 @@ class RunningTopK:
         The candidates must still be added: nothing of them is kept here.
         """
         if scores.shape[1] >= self.k:
-            kth = np.partition(scores, -self.k, axis=1)[:, -self.k]
+            # NumPy sorts numbers of 32 bits faster than it finds one of them
+            kth = np.sort(scores, axis=1)[:, -self.k]
             np.maximum(self.thresholds[part], _just_below(kth), out=self.thresholds[part])
 
-    def add(self, part: slice, queries: NDArray[Any], ids: NDArray[Any], scores: NDArray[np.float32]) -> None:
-        """Candidates of the queries in `part`; `queries` counts from its start and must be in ascending order."""
+    def add(self, part: slice, counts: NDArray[Any], ids: NDArray[Any], scores: NDArray[np.float32]) -> None:
+        """Candidates of the queries in `part`, those of one query after those of the last; `counts` says how many."""
         thresholds, filled = self.thresholds[part], self._filled[part]
+        slots, ends = self._keys.reshape(-1), np.arange(part.start + 1, part.start + 1 + len(filled)) * self.capacity
         keys = candidate_keys(scores, ids)
-        while len(queries):
-            counts = np.bincount(queries, minlength=len(filled))
+        while len(keys):
             full = np.flatnonzero(filled + counts > self.capacity)
             if len(full):
                 self._cut(full + part.start)
+                queries = np.repeat(np.arange(len(counts)), counts)
                 keep = scores > thresholds[queries]
-                queries, keys, scores = queries[keep], keys[keep], scores[keep]
-                counts = np.bincount(queries, minlength=len(filled))
-            position = filled[queries] + np.arange(len(queries)) - (np.cumsum(counts) - counts)[queries]
-            fits = position < self.capacity
-            self._keys[part][queries[fits], position[fits]] = keys[fits]
-            np.minimum(filled + counts, self.capacity, out=filled)
-            queries, keys, scores = queries[~fits], keys[~fits], scores[~fits]
+                keys, scores = keys[keep], scores[keep]
+                counts = np.bincount(queries[keep], minlength=len(counts))
+            before = np.cumsum(counts) - counts
+            wanted = np.arange(len(keys)) + np.repeat(ends - self.capacity + filled - before, counts)
+            room = np.minimum(counts, self.capacity - filled)
+            filled += room
+            if room.sum() == len(keys):
+                slots[wanted] = keys
+                return
+            fits = wanted < np.repeat(ends, counts)
+            slots[wanted[fits]] = keys[fits]
+            keys, scores, counts = keys[~fits], scores[~fits], counts - room
 
     def take(self) -> Keys:
         """The k best keys of each query, best first, (n, k); the lists start anew, the thresholds stay."""

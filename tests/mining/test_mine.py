@@ -70,6 +70,7 @@ def sets(draw):
     data=sets(),
     lengths=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     tile=st.tuples(st.integers(1, 11), st.integers(1, 30)),
+    strip=st.sampled_from([1, 7, 40, 2**22]),
     copies=st.booleans(),
     filters=st.sampled_from(
         [
@@ -80,7 +81,7 @@ def sets(draw):
         ]
     ),
 )
-def test_equals_sorting_every_row(data, lengths, tile, copies, filters) -> None:
+def test_equals_sorting_every_row(data, lengths, tile, strip, copies, filters) -> None:
     images, captions, owners, rng = data
     extra = {}
     if copies:
@@ -88,6 +89,7 @@ def test_equals_sorting_every_row(data, lengths, tile, copies, filters) -> None:
         extra = {"captions": [words[i] for i in rng.integers(0, 4, len(captions))]}
         extra["image_groups"] = rng.integers(0, len(images), len(images)).tolist()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "_STRIP", strip)
         patch.setattr(passes, "tile_shape", lambda *_: tile)
         patch.setattr("lavis_itm_plugins.mining.mine.tile_shape", lambda *_: tile)
         mined = mine_hard_negatives(
