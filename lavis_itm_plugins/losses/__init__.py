@@ -9,9 +9,10 @@ from lavis_itm_plugins.losses.distillation import distillation_loss
 from lavis_itm_plugins.losses.diversity import diversity_contrastive_loss, diversity_weights
 from lavis_itm_plugins.losses.infonce import infonce_loss
 from lavis_itm_plugins.losses.kendall import kendall_loss
-from lavis_itm_plugins.losses.offline import offline_hinge_loss, offline_infonce_loss, shared_infonce_loss
+from lavis_itm_plugins.losses.offline import offline_hinge_loss, offline_infonce_loss
 from lavis_itm_plugins.losses.prototypes import label_prediction_loss
 from lavis_itm_plugins.losses.quintuplet import quintuplet_loss
+from lavis_itm_plugins.losses.shared import shared_distillation_loss, shared_infonce_loss
 from lavis_itm_plugins.losses.triplet import triplet_loss
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "offline_hinge_loss",
     "offline_infonce_loss",
     "quintuplet_loss",
+    "shared_distillation_loss",
     "shared_infonce_loss",
     "triplet_loss",
 ]

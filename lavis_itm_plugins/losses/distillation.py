@@ -82,15 +82,15 @@ def distillation_loss(
         distances = smooth_l1_loss(target, anchor, reduction="none")
         queries, counted = torch.stack([distances.mean(dim=1), distances.mean(dim=0)]), candidates
     else:
-        directions = (_divergences(form, target, anchor, temperature, candidates, dim) for dim in (1, 0))
+        directions = (divergences(form, target, anchor, temperature, candidates, dim) for dim in (1, 0))
         queries, counted = torch.stack(list(directions)), valid
     return surface_non_finite(reduce_queries(queries, counted, reduction), target)
 
 
-def _divergences(
+def divergences(
     form: str, target: Tensor, anchor: Tensor, temperature: float | Tensor, candidates: Tensor, dim: int
 ) -> Tensor:
-    """One divergence for each query (B,), over the candidates along `dim`."""
+    """One divergence for each query, over the `candidates` (bool, of the scores' shape) along `dim`."""
     # a finite fill: minus infinity times a probability of 0 would be NaN, in the loss or in its gradient
     fill = torch.finfo(target.dtype).min / 4
     q, p = ((scores / temperature).masked_fill(~candidates, fill).log_softmax(dim=dim) for scores in (target, anchor))

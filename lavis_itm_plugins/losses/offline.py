@@ -92,59 +92,6 @@ def offline_infonce_loss(
     return surface_non_finite(loss, scores, offline)
 
 
-@float32_island
-def shared_infonce_loss(
-    scores: Tensor,
-    *,
-    mined_captions: Tensor,
-    mined_images: Tensor,
-    caption_negatives: Tensor,
-    image_negatives: Tensor,
-    temperature: float | Tensor = 0.05,
-    positives: Tensor | None = None,
-) -> Tensor:
-    """``infonce_loss`` whose sums over negatives also hold all mined items of the batch, whoever they were mined for.
-
-    No paper's loss: the larger batch that AOQ's candidates allow, with negatives that are hard for somebody in it.
-
-    Args:
-        scores: (B, B), image i (row) against caption j (column); half precision becomes float32.
-        mined_captions: (B, N), image i against mined caption n.
-        mined_images: (N, B), mined image n against caption j.
-        caption_negatives: bool (B, N), True where the mined caption is not one of image i.
-        image_negatives: bool (N, B), True where the mined image is not that of caption j.
-        temperature, positives: as in ``infonce_loss``.
-
-    Returns:
-        A 0-d tensor; 0 for B = 0, and ``infonce_loss`` where nothing mined is a negative. A score that is not finite,
-        anywhere, gives a loss that is not finite.
-
-    Raises:
-        ItmError: wrong shape, type or device, temperature not above 0.
-
-    >>> scores, mined, yes = torch.eye(2), torch.full((2, 1), -99.0), torch.ones(2, 1, dtype=torch.bool)
-    >>> more = {"mined_captions": mined, "mined_images": mined.T, "caption_negatives": yes, "image_negatives": yes.T}
-    >>> shared_infonce_loss(scores, **more, temperature=1.0)            # as infonce_loss: the mined ones are no match
-    tensor(0.3133)
-    """
-    check_scores(scores)
-    check_temperature(temperature)
-    _check_mined("mined_captions", mined_captions, caption_negatives, scores, axis=0)
-    _check_mined("mined_images", mined_images, image_negatives, scores, axis=1)
-    valid = valid_negatives(scores, positives).fill_diagonal_(True)
-    if not len(scores):
-        return scores.sum() + mined_captions.sum() + mined_images.sum()
-    online = scores.masked_fill(~valid, -torch.inf) / temperature
-    captions, images = (
-        mined.masked_fill(~negatives, -torch.inf) / temperature
-        for mined, negatives in ((mined_captions, caption_negatives), (mined_images, image_negatives))
-    )
-    by_image = torch.cat([online, captions], dim=1).logsumexp(dim=1)
-    by_caption = torch.cat([online, images], dim=0).logsumexp(dim=0)
-    loss = (by_image + by_caption - 2 * online.diagonal()).mean() / 2
-    return surface_non_finite(loss, scores, *(mined for mined in (mined_captions, mined_images) if mined.numel()))
-
-
 def offline_hinges(own: Tensor, offline: Tensor, margin: float, pair_mask: Tensor | None) -> Tensor:
     """Hinges (4, B) of offline scores (4, B) over the positive pairs' scores (B,)."""
     hinges = (margin + offline - own).clamp(min=0)
@@ -182,23 +129,3 @@ def _check_vector(name: str, vector: Tensor, scores: Tensor, *, mask: bool = Fal
         raise ItmError(f"{name} has shape {tuple(vector.shape)}; the scores have {tuple(scores.shape)}")
     if vector.device != scores.device:
         raise ItmError(f"{name} is on {vector.device}; the scores are on {scores.device}")
-
-
-def _check_mined(name: str, mined: Tensor, negatives: Tensor, scores: Tensor, *, axis: int) -> None:
-    """`axis`: where the pairs of the batch are."""
-    for told, value in ((name, mined), (f"the mask of {name}", negatives)):
-        if not isinstance(value, Tensor):
-            raise ItmError(f"{told} is a {type(value).__name__}; give a torch tensor")
-        if value.device != scores.device:
-            raise ItmError(f"{told} is on {value.device}; the scores are on {scores.device}")
-    if mined.ndim != 2 or mined.shape[axis] != len(scores) or not mined.is_floating_point():
-        wanted = "(B, N)" if axis == 0 else "(N, B)"
-        raise ItmError(
-            f"{name} is {mined.dtype} of shape {tuple(mined.shape)} beside {len(scores)} pairs; give floating-point "
-            f"scores {wanted} of every pair with each mined item"
-        )
-    if negatives.dtype != torch.bool or negatives.shape != mined.shape:
-        raise ItmError(
-            f"the mask of {name} is {negatives.dtype} of shape {tuple(negatives.shape)}; give torch.bool of the shape "
-            f"of its scores, {tuple(mined.shape)}"
-        )

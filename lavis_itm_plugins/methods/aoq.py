@@ -21,15 +21,21 @@ from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.distributed import gather_encoded, gather_rows
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.losses import offline_hinge_loss, offline_infonce_loss, quintuplet_loss, shared_infonce_loss
+from lavis_itm_plugins.losses import (
+    offline_hinge_loss,
+    offline_infonce_loss,
+    quintuplet_loss,
+    shared_distillation_loss,
+    shared_infonce_loss,
+)
 from lavis_itm_plugins.losses.quintuplet import quintuplet_statistics
 from lavis_itm_plugins.matchers.base import starting_weights
 from lavis_itm_plugins.methods.anchors import anchor_file
 from lavis_itm_plugins.methods.base import EncodedBatch, batch_image_ids, same_image
 from lavis_itm_plugins.methods.candidates import CandidateConfig, MinedLists, holds_lists
-from lavis_itm_plugins.methods.chunks import encode_captions, encode_images
 from lavis_itm_plugins.methods.method import Method, MethodConfig
-from lavis_itm_plugins.methods.offline import OfflineCaptionDataset, check_trainable
+from lavis_itm_plugins.methods.offline import OfflineCaptionDataset, check_trainable, encode_with_mined
+from lavis_itm_plugins.methods.round_one import RoundOne
 from lavis_itm_plugins.mining.sampling import CROSS_PAIRS, QuintupleSampler
 from lavis_itm_plugins.registry import register_model
 
@@ -61,6 +67,8 @@ class QuintupletConfig:
     offline: str = setting("hinges", choices=OFFLINE, help="logits, shared: in InfoNCE's denominators (ours)")
     cross_pair: str = setting("mask", choices=CROSS_PAIRS, help="when both mined items are of one image")
     tie_ranks: bool = setting(True, help="one draw for the ranks in both lists, as in the official code")
+    distill: float = setting(0.0, low=0, help="weight of round one's opinion of batch and mined items; offline: shared")
+    distill_temperature: float = setting(0.05, above=0)
     draws: int = setting(1, low=1, help="mined captions and images for each pair; more than 1 with offline: shared")
     draw_captions: int | None = setting(None, low=1, help="draw from so many of the hardest; null: the whole list")
     draw_images: int | None = setting(None, low=1)
@@ -95,6 +103,13 @@ class Aoq(Method):
             raise ItmError(f"{section}.aoq.offline: {config.aoq.offline} needs base_loss.name: infonce; choose hinges")
         if config.aoq.draws > 1 and config.aoq.offline != "shared":
             raise ItmError(f"{section}.aoq.draws: {config.aoq.draws} needs offline: shared; draw once")
+        if config.aoq.distill and config.aoq.offline != "shared":
+            raise ItmError(f"{section}.aoq.distill: {config.aoq.distill} needs offline: shared; set 0")
+        if config.aoq.distill and (source is None or holds_lists(source)):
+            raise ItmError(
+                f"{section}.aoq.distill: {config.aoq.distill} needs a run folder or a checkpoint as candidates.source, "
+                "whose scores are the example; set 0"
+            )
         if config.init == "scratch":
             return config
         if source is None or holds_lists(source):
@@ -107,7 +122,8 @@ class Aoq(Method):
     def setup(self, stored: Mapping[str, Any]) -> None:
         """No module of its own: the candidate lists are files, and the state says which."""
         self.lists = MinedLists(self.config.candidates)
-        offline = self.config.aoq.offline
+        offline, source = self.config.aoq.offline, self.config.candidates.source
+        self.round_one = RoundOne(str(source), self.matcher.encode_chunk) if self.config.aoq.distill else None
         if offline != "hinges" and self.matcher.has_own_contrast:
             raise ItmError(
                 f"model.aoq.offline: {offline} changes base_loss, which {self.matcher.arch} with objective: "
@@ -128,7 +144,7 @@ class Aoq(Method):
         apart = gather_rows(batch["apart"].to(self.device))
         mined["pair_mask"] = (apart | (self.config.aoq.cross_pair == "keep")) & self.config.aoq.pairs
         if self.config.aoq.offline == "shared":
-            parts["loss_base"] = self._shared_loss(encoded, scores, items)
+            parts |= self._shared_losses(batch, encoded, scores, items)
         else:
             parts |= self._offline_losses(int(batch.get("epoch", 0)), scores, mined, encoded.positives)
         told = quintuplet_statistics(scores, **mined, **self._weighting(), positives=encoded.positives)
@@ -138,10 +154,7 @@ class Aoq(Method):
     def _encode(self, batch: Mapping[str, Any]) -> tuple[EncodedBatch, dict[str, Tensor], MinedItems | None]:
         """All items in one pass: the pairs of all ranks, the four mined scores (B,) of each, items that are shared."""
         size, matcher = len(batch["text_input"]), self.matcher
-        keys = [key for key in ("image", "image_mask") if key in batch]
-        joined = {key: torch.cat([batch[key], batch[f"offline_{key}"]]) for key in keys}
-        images = encode_images(matcher, {**batch, **joined})
-        captions = encode_captions(matcher, [*batch["text_input"], *batch["offline_text_input"]])
+        images, captions = encode_with_mined(matcher, batch)
         first, third = slice(0, size), slice(size, 2 * size)
         # without pairs I4 and T4 are not loaded; any score stands for theirs, since it is masked
         behind = (1 + self.config.aoq.draws) * size
@@ -170,18 +183,25 @@ class Aoq(Method):
         owners = (gather_rows(torch.cat(column)) for column in zip(*used, strict=True))
         return MinedItems(gather_encoded(images), gather_encoded(captions), *owners)
 
-    def _shared_loss(self, encoded: EncodedBatch, scores: Tensor, items: MinedItems) -> Tensor:
-        """InfoNCE over the batch and everything that was mined for it."""
-        own = encoded.image_ids
-        return shared_infonce_loss(
-            scores,
-            mined_captions=self.matcher.score(encoded.images, items.captions),
-            mined_images=self.matcher.score(items.images, encoded.captions),
-            caption_negatives=own[:, None] != items.caption_ids[None],
-            image_negatives=items.image_ids[:, None] != own[None],
-            temperature=self.config.base_loss.temperature or 0.05,
-            positives=encoded.positives,
-        )
+    def _shared_losses(
+        self, batch: Mapping[str, Any], encoded: EncodedBatch, scores: Tensor, items: MinedItems
+    ) -> dict[str, Tensor]:
+        """InfoNCE over the batch and everything that was mined for it, and what round one thinks of all these."""
+        own, aoq = encoded.image_ids, self.config.aoq
+        shared = {
+            "mined_captions": self.matcher.score(encoded.images, items.captions),
+            "mined_images": self.matcher.score(items.images, encoded.captions),
+            "caption_negatives": own[:, None] != items.caption_ids[None],
+            "image_negatives": items.image_ids[:, None] != own[None],
+            "positives": encoded.positives,
+        }
+        temperature = self.config.base_loss.temperature or 0.05
+        parts = {"loss_base": shared_infonce_loss(scores, **shared, temperature=temperature)}
+        if self.round_one is not None:
+            anchor = self.round_one.scores(batch, self.device)
+            distilled = shared_distillation_loss(scores, **anchor, **shared, temperature=aoq.distill_temperature)
+            parts["loss_distill"] = aoq.distill * distilled
+        return parts
 
     def _weighting(self) -> dict[str, float]:
         """Margins, alpha and beta; without adaptive weights every weight is 1."""
@@ -218,6 +238,8 @@ class Aoq(Method):
         plan, fresh = self.config.candidates, not (context.state.epoch or context.state.step)
         if fresh:
             self.lists.forget()
+        if self.round_one is not None:
+            self.round_one.load(self.device, anew=fresh)
         if plan.source is not None and fresh and not Path(plan.source).expanduser().exists():
             raise ItmError(f"model.candidates.source: {plan.source} does not exist; give a run folder of round one")
         if plan.source is None and fresh and not plan.start_epoch and not self._starts_trained(context):
@@ -245,11 +267,14 @@ class Aoq(Method):
         return bool(starting_weights(context.config.model_cfg) or starting_weights(self.config.matcher))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """As every method's, and which lists are trained with."""
-        lists = getattr(self, "lists", None)
-        return {**super().get_extra_state(), "candidates": lists and lists.state}
+        """As every method's, and which lists and which teacher are trained with."""
+        lists, teacher = getattr(self, "lists", None), getattr(self, "round_one", None)
+        told = {"candidates": lists and lists.state, "round_one": teacher and teacher.content}
+        return {**super().get_extra_state(), **told}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on with the lists that the checkpoint was trained with."""
         if state.get("candidates"):
             self.lists.restore(state["candidates"])
+        if self.round_one is not None:
+            self.round_one.content = state.get("round_one")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 
 from lavis_itm_plugins.data.datasets import CaptionDataset
 from lavis_itm_plugins.data.randomness import keyed_uniform
+from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.methods.chunks import encode_captions, encode_images
 from lavis_itm_plugins.mining.sampling import DRAWS, QuintupleSampler
 
 # Apart from the draws of dropped regions, which have the same (seed, epoch, caption).
@@ -48,6 +50,14 @@ class OfflineCaptionDataset(CaptionDataset):
         batch["offline_image_id"] = torch.from_numpy(self.image_ids[np.concatenate([partners, offline])])
         batch["apart"] = torch.from_numpy(drawn[0].apart)
         return batch
+
+
+def encode_with_mined(matcher: Any, batch: Mapping[str, Any], chunk: int | None = None) -> tuple[Encoded, Encoded]:
+    """Images and captions of this process's pairs, each followed by the mined ones, through a matcher in one pass."""
+    keys = [key for key in ("image", "image_mask") if key in batch]
+    joined = {key: torch.cat([batch[key], batch[f"offline_{key}"]]) for key in keys}
+    images = encode_images(matcher, {**batch, **joined}, chunk)
+    return images, encode_captions(matcher, [*batch["text_input"], *batch["offline_text_input"]], chunk)
 
 
 def check_trainable(dataset: Any) -> CaptionDataset:
