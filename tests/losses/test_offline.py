@@ -8,13 +8,7 @@ import pytest
 import torch
 
 from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.losses import (
-    infonce_loss,
-    offline_hinge_loss,
-    offline_infonce_loss,
-    quintuplet_loss,
-    shared_infonce_loss,
-)
+from lavis_itm_plugins.losses import infonce_loss, offline_hinge_loss, offline_infonce_loss, quintuplet_loss
 from lavis_itm_plugins.losses.quintuplet import quintuplet_statistics
 
 NAMES = ("offline_captions", "offline_images", "offline_pairs", "partner_pairs")
@@ -70,58 +64,6 @@ def test_mined_scores_that_are_low_leave_infonce_alone(masks):
     low = {name: torch.full_like(value, -99) for name, value in offline.items()}
     expected = infonce_loss(scores, positives=masks["positives"])
     torch.testing.assert_close(offline_infonce_loss(scores, **low, **masks), expected)
-
-
-def shared_inputs(mined: int) -> dict[str, torch.Tensor]:
-    """Mined items of which some are no negative of some pair."""
-    generator = torch.Generator().manual_seed(1)
-    scores = [torch.randn(shape, generator=generator, dtype=torch.float64) / 4 for shape in ((5, mined), (mined, 5))]
-    masks = [torch.rand(part.shape, generator=generator) > 0.3 for part in scores]
-    names = ("mined_captions", "mined_images", "caption_negatives", "image_negatives")
-    return dict(zip(names, [*scores, *masks], strict=True))
-
-
-@pytest.mark.parametrize("mined", [0, 1, 7])
-def test_shared_items_equal_a_larger_infonce(masks, mined):
-    """As cross-entropies over the batch and the mined items together."""
-    scores, more = random_inputs(5)[0], shared_inputs(mined)
-    valid = ~masks["positives"] | torch.eye(5, dtype=torch.bool)
-
-    def entropies(online, allowed, offline, negatives):
-        logits = torch.cat([online.where(allowed, -torch.inf), offline.where(negatives, -torch.inf)], dim=1) / 0.2
-        return torch.nn.functional.cross_entropy(logits, torch.arange(5))
-
-    by_image = entropies(scores, valid, more["mined_captions"], more["caption_negatives"])
-    by_caption = entropies(scores.T, valid.T, more["mined_images"].T, more["image_negatives"].T)
-    found = shared_infonce_loss(scores, **more, temperature=0.2, positives=masks["positives"])
-    torch.testing.assert_close(found, (by_image + by_caption) / 2)
-    if not mined:
-        torch.testing.assert_close(found, infonce_loss(scores, temperature=0.2, positives=masks["positives"]))
-
-
-def test_shared_items_that_do_not_fit_are_refused_and_bad_scores_are_seen():
-    scores, more = random_inputs(5)[0], shared_inputs(7)
-    for name in ("mined_captions", "mined_images"):
-        bad = more[name].clone()
-        bad[0, 0] = torch.nan
-        hidden = {key: torch.zeros_like(value) if value.dtype == torch.bool else value for key, value in more.items()}
-        assert not shared_infonce_loss(scores, **{**hidden, name: bad}).isfinite()
-    with pytest.raises(ItmError, match=r"mined_captions is torch.float64 of shape \(4, 7\) beside 5 pairs"):
-        shared_infonce_loss(scores, **{**more, "mined_captions": more["mined_captions"][:4]})
-    wrong = [
-        ({"mined_captions": more["mined_captions"].tolist()}, "mined_captions is a list; give a torch tensor"),
-        ({"mined_images": more["mined_images"][None]}, r"mined_images is torch.float64 of shape \(1, 7, 5\) beside"),
-        ({"mined_images": more["mined_images"].T}, r"mined_images .* of shape \(5, 7\) beside 5 pairs; .* \(N, B\)"),
-        ({"image_negatives": more["mined_images"]}, r"the mask of mined_images is torch.float64 of shape \(7, 5\)"),
-        ({"caption_negatives": None}, "the mask of mined_captions is a NoneType"),
-        (
-            {"image_negatives": more["image_negatives"].to("meta")},
-            "the mask of mined_images is on meta; the scores are",
-        ),
-    ]
-    for given, said in wrong:
-        with pytest.raises(ItmError, match=said):
-            shared_infonce_loss(scores, **{**more, **given})
 
 
 def test_infinite_alpha_gives_every_weight_beta(masks):

@@ -20,7 +20,13 @@ from lavis_itm_plugins.config.schema import parse
 from lavis_itm_plugins.data.datasets import CaptionDataset
 from lavis_itm_plugins.data.precomp import read_precomp
 from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.losses import infonce_loss, offline_hinge_loss, offline_infonce_loss, quintuplet_loss
+from lavis_itm_plugins.losses import (
+    infonce_loss,
+    offline_hinge_loss,
+    offline_infonce_loss,
+    quintuplet_loss,
+    shared_distillation_loss,
+)
 from lavis_itm_plugins.methods import candidates
 from lavis_itm_plugins.methods.aoq import Aoq, AoqConfig
 from lavis_itm_plugins.methods.base import same_image
@@ -235,6 +241,48 @@ def test_mined_items_are_shared_by_the_whole_batch(split, sampler, pairs, draws)
     torch.testing.assert_close(model(batch)["loss"], expected, rtol=1e-10, atol=1e-12)
 
 
+def test_round_one_is_an_example_of_batch_and_mined_items(split, sampler):
+    """The loss is that of the functions; round one gets no gradient, and its scores are those of its own vectors."""
+    keys = {"offline": "shared", "pairs": False, "distill": 0.5, "distill_temperature": 0.2}
+    model = method({"name": "infonce", "temperature": 0.1}, candidates={"source": "round_one"}, **keys)
+    batch, teacher = batch_of(split, sampler, pairs=False), small_matcher()
+    with pytest.raises(ItmError, match=r"reads round one in a hook that only itm_runner calls; set run.runner: itm_runner"):
+        model.losses(batch)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(torch.randn_like(parameter) / 4)
+    model.round_one._anchor = SimpleNamespace(matcher=teacher, to=lambda _: SimpleNamespace(matcher=teacher))
+    parts = model.losses(batch)
+    images = [{"image": batch["image"]}, {"image": batch["offline_image"]}]
+    texts = batch["text_input"], batch["offline_text_input"]
+
+    def scores_of(matcher):
+        own, mined = (matcher.encode_images(image) for image in images)
+        captions, more = (matcher.encode_captions(text) for text in texts)
+        return matcher.score(own, captions), matcher.score(own, more), matcher.score(mined, captions)
+
+    scores, mined_captions, mined_images = scores_of(model.matcher)
+    anchor = dict(zip(("anchor", "anchor_captions", "anchor_images"), scores_of(teacher), strict=True))
+    owners = dict(zip(split.captions, split.caption_image, strict=True))
+    mined_ids = torch.tensor([owners[text] for text in texts[1]])
+    expected = shared_distillation_loss(
+        scores,
+        **anchor,
+        mined_captions=mined_captions,
+        mined_images=mined_images,
+        caption_negatives=batch["image_id"][:, None] != mined_ids,
+        image_negatives=batch["offline_image_id"][:5, None] != batch["image_id"],
+        temperature=0.2,
+        positives=same_image(batch["image_id"]),
+    )
+    torch.testing.assert_close(parts["loss_distill"], 0.5 * expected, rtol=1e-10, atol=1e-12)
+    without = method({"name": "infonce", "temperature": 0.1}, offline="shared", pairs=False).losses(batch)
+    torch.testing.assert_close(parts["loss_base"], without["loss_base"])
+    sum(value for name, value in parts.items() if name.startswith("loss_")).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert deepcopy(model).round_one is model.round_one
+
+
 def test_a_contrast_of_the_networks_own_stays(split, sampler):
     """The offline hinges join it; what would change the base loss is refused."""
     model, batch = method(), batch_of(split, sampler)
@@ -309,6 +357,11 @@ def section(**keys):
         ({"aoq": {"cross_pair": "masked"}}, 'model.aoq.cross_pair: unknown choice "masked"; did you mean mask'),
         ({"aoq": {"offline": "logits"}, "base_loss": {"name": "triplet"}}, "logits needs base_loss.name: infonce"),
         ({"aoq": {"draws": 2}}, "model.aoq.draws: 2 needs offline: shared; draw once"),
+        ({"aoq": {"distill": 1}}, "model.aoq.distill: 1.0 needs offline: shared; set 0"),
+        (
+            {"aoq": {"distill": 1, "offline": "shared"}, "base_loss": {"name": "infonce"}},
+            "model.aoq.distill: 1.0 needs a run folder or a checkpoint as candidates.source",
+        ),
         ({"init": "checkpoint"}, "model.init: checkpoint needs a run folder or a checkpoint as candidates.source"),
         ({"candidates": {"filters": {"relative_margin": 1}}}, "relative_margin: 1.0 is out of range"),
         ({"candidates": {"captions_per_image": 0}}, "captions_per_image: 0 is out of range"),

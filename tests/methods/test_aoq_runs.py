@@ -156,6 +156,31 @@ def test_a_stopped_run_goes_on_exactly(at, folder, monkeypatch):
         assert file.read_bytes() == (stopped / "candidates" / newest / file.name).read_bytes()
 
 
+SHARED = {
+    "base_loss": {"name": "infonce"},
+    "aoq": {"offline": "shared", "pairs": False, "draws": 2, "distill": 1.0},
+}
+
+
+def test_a_stopped_run_goes_on_with_its_round_one(folder, monkeypatch):
+    """Exactly, and not with another one; a new run from its weights may have another."""
+    shutil.copytree(folder / "plain", folder / "example")
+    keys = {"source": "example", "model": SHARED, "max_epoch": 2, "itm": {"ema": 0.9}}
+    stopped, whole = stopped_and_resumed(folder, monkeypatch, "distilled", STEPS + 3, **keys)
+    assert_same_runs(stopped, whole)
+    assert all(epoch["loss_distill"] > 0 for epoch in epochs(whole))
+    checkpoint = read_checkpoint(whole / "checkpoint_last.pth")
+    states = checkpoint["model"]["_extra_state"], checkpoint["average"]["module._extra_state"]
+    assert states[0]["round_one"] == states[1]["round_one"] is not None
+    shutil.copy(whole / "checkpoint_best.pth", folder / "example" / "checkpoint_best.pth")
+    content = aoq_project(folder, "distilled_whole", **keys)
+    with pytest.raises(ItmError, match=r"trained with another round one than .*checkpoint_best.pth holds now"):
+        train(folder, content, "run.resume_ckpt_path=auto", "run.max_epoch=3")
+    start = {**SHARED, "finetuned": str(whole / "checkpoint_best.pth"), "load_finetuned": True}
+    train(folder, aoq_project(folder, "distilled_again", source="example", model=start, max_epoch=1))
+    assert epochs(folder / "distilled_again")[0]["loss_distill"] > 0
+
+
 def test_a_run_whose_lists_are_gone_or_of_other_data_is_not_resumed(folder):
     content = aoq_project(folder, "gone", max_epoch=1)
     train(folder, content)
