@@ -42,7 +42,9 @@ class RoundOne:
     def scores(self, batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
         """`anchor` (B, B), `anchor_captions` (B, N) and `anchor_images` (N, B) of the batch of all ranks."""
         if self._anchor is None:
-            raise ItmError("aoq.distill reads round one in a hook that only itm_runner calls; set run.runner: itm_runner")
+            raise ItmError(
+                "aoq.distill reads round one in a hook that only itm_runner calls; set run.runner: itm_runner"
+            )
         matcher, size = self._anchor.to(device).matcher, len(batch["text_input"])
         images, captions = encode_with_mined(matcher, batch, self.chunk)
         own_images, own_captions = gather_encoded(images[:size]), gather_encoded(captions[:size])
