@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from lavis_itm_plugins.scoring.attention import affinities, attention_weights, context_norms
-from lavis_itm_plugins.scoring.local import local_similarities
+from lavis_itm_plugins.scoring.local import similarity_blocks
 from lavis_itm_plugins.scoring.recomputed import recomputed_scores
 from lavis_itm_plugins.scoring.sets import Sets, half_precision, l2_normalized
 from lavis_itm_plugins.scoring.tiles import Inputs, Tile, scores_of_tiles
@@ -49,21 +51,23 @@ class DBLScorer(nn.Module):
 
     def tile_scores(self, tile: Tile) -> Tensor:
         """Scores (S, Q) of a tile."""
-        mean = local_alignments(tile, self.sim_tran_w, self.smooth).mean(dim=1)
+        mean = torch.cat([local.mean(dim=1) for _, local in local_alignments(tile, self.sim_tran_w, self.smooth)])
         logits: Tensor = self.sim_eval_w(l2_normalized(mean) if self.normalize else mean)
         return logits.squeeze(-1).tanh()
 
 
-def local_alignments(tile: Tile, comparison: nn.Linear, smooth: float) -> Tensor:
-    """Unit similarity vectors (S, n, Q, K) of the words of the tile's captions with their unit contexts."""
+def local_alignments(tile: Tile, comparison: nn.Linear, smooth: float) -> Iterator[tuple[slice, Tensor]]:
+    """Unit similarity vectors (s, n, Q, K) of the words of the tile's captions with their unit contexts.
+
+    Of a few images at a time, and which these are; as `similarity_blocks`.
+    """
     sources, queries = tile.sources, tile.queries
     weights = attention_weights(affinities(sources, queries), sources, queries, smooth=smooth)
     weights = weights / (context_norms(weights, sources) + 1e-8).unsqueeze(1)
     items = queries.vectors.flatten(1, 2)
-    similar = local_similarities(
-        weights.flatten(2), sources.vectors, items, comparison.weight, comparison.bias, tile.half
-    )
-    return similar.view(len(weights), *weights.shape[2:], -1)
+    given = weights.flatten(2), sources.vectors, items, comparison.weight, comparison.bias
+    for images, similar in similarity_blocks(*given, tile.half):
+        yield images, similar.view(len(similar), *weights.shape[2:], -1)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:

@@ -19,6 +19,8 @@ from torch.nn.functional import linear
 
 _BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
 _EPSILON = 1e-8
+# of torch's losses, as their kernels are told
+_NO_REDUCTION = 0
 
 
 def local_similarities(
@@ -36,6 +38,21 @@ def local_similarities(
     return result
 
 
+def similarity_blocks(
+    weights: Tensor, sources: Tensor, queries: Tensor, matrix: Tensor, bias: Tensor, half: torch.dtype | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """`local_similarities` of a few sets at a time, (s, m, K), and which sets: used while they are in the cache.
+
+    Where a gradient is wanted all sets come at once.
+    """
+    given = weights, sources, queries, matrix, bias
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        yield slice(0, len(weights)), local_similarities(*given, half)
+        return
+    for sets, _, mapped, length in _mapped(_Blocks(weights, sources, queries, whole_sets=True), matrix, bias, half):
+        yield sets, mapped.mul_(length.add_(_EPSILON).reciprocal_())
+
+
 class RoundedLinear:
     """``x @ matrix.t() + bias``; with `half` the product is of both rounded to that type, the result in the bias's."""
 
@@ -44,19 +61,19 @@ class RoundedLinear:
 
     def __call__(self, items: Tensor) -> Tensor:
         """Items (..., D) -> (..., K)."""
-        if self.half is None:
-            return linear(items, self.matrix, self.bias)
-        return linear(items.to(self.half), self.matrix).to(self.bias.dtype).add_(self.bias)
+        # a product that adds the bias copies it first to every row, which costs more than to add it afterwards
+        product = linear(items if self.half is None else items.to(self.half), self.matrix)
+        return product.to(self.bias.dtype).add_(self.bias)
 
 
 class _Blocks:
     """Blocks of sets and queries whose differences fit into the cache; a block's memory is used again by the next."""
 
-    def __init__(self, weights: Tensor, sources: Tensor, queries: Tensor) -> None:
+    def __init__(self, weights: Tensor, sources: Tensor, queries: Tensor, *, whole_sets: bool = False) -> None:
         self.weights, self.sources, self.queries = weights, sources, queries
         n_sets, _, n_queries = weights.shape
         rows = max(1, _BLOCK_NUMBERS.get(weights.device.type, _BLOCK_NUMBERS["cuda"]) // sources.shape[2])
-        self.wide = max(1, min(n_queries, rows))
+        self.wide = max(1, n_queries if whole_sets else min(n_queries, rows))
         self.high = max(1, min(n_sets, rows // self.wide))
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
@@ -69,14 +86,30 @@ class _Blocks:
         """Room for the differences of a block."""
         return self.sources.new_empty(self.high * self.wide * self.sources.shape[2], dtype=kind)
 
-    def differences(self, sets: slice, items: slice, room: Tensor) -> Tensor:
-        """Context minus query, (s, q, D), in `room`."""
+    def contexts(self, sets: slice, items: slice, room: Tensor) -> tuple[Tensor, Tensor]:
+        """Contexts (s, q, D) in `room`, and the queries that they belong to, which broadcast."""
         weights, sources = self.weights[sets, :, items].transpose(1, 2), self.sources[sets]
         shape = (*weights.shape[:2], sources.shape[2])
         made = room[: shape[0] * shape[1] * shape[2]].view(shape)
         # a product that adds to what is there copies it first, which costs more than to subtract afterwards
         torch.bmm(weights, sources, out=made)
-        return made.sub_(self.queries[:, items] if len(self.queries) == 1 else self.queries[sets, items])
+        return made, self.queries[:, items] if len(self.queries) == 1 else self.queries[sets, items]
+
+
+def _mapped(
+    blocks: _Blocks, matrix: Tensor, bias: Tensor, half: torch.dtype | None
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Of each block: which sets and queries, W (c - q)^2 + b (s, q, K), and their lengths (s, q, 1)."""
+    room, mapped_by = blocks.memory(), RoundedLinear(matrix, bias, half)
+    rounded = room if half is None else blocks.memory(half)
+    for sets, items in blocks:
+        contexts, queries = blocks.contexts(sets, items, room)
+        # subtracted and squared in one pass, where it is
+        squares = torch.ops.aten.mse_loss.out(contexts, queries, _NO_REDUCTION, out=contexts)
+        if half is not None:
+            squares = rounded[: squares.numel()].view_as(squares).copy_(squares)
+        mapped = mapped_by(squares)
+        yield sets, items, mapped, torch.linalg.vector_norm(mapped, dim=2, keepdim=True)
 
 
 class _LocalSimilarities(torch.autograd.Function):
@@ -92,15 +125,7 @@ class _LocalSimilarities(torch.autograd.Function):
     ) -> Tensor:
         n_sets, _, n_queries = weights.shape
         result, lengths = weights.new_empty(n_sets, n_queries, len(matrix)), weights.new_empty(n_sets, n_queries, 1)
-        blocks = _Blocks(weights, sources, queries)
-        room, mapped_by = blocks.memory(), RoundedLinear(matrix, bias, half)
-        rounded = room if half is None else blocks.memory(half)
-        for sets, items in blocks:
-            squares = blocks.differences(sets, items, room).square_()
-            if half is not None:
-                squares = rounded[: squares.numel()].view_as(squares).copy_(squares)
-            mapped = mapped_by(squares)
-            length = torch.linalg.vector_norm(mapped, dim=2, keepdim=True)
+        for sets, items, mapped, length in _mapped(_Blocks(weights, sources, queries), matrix, bias, half):
             lengths[sets, items] = length
             # a product with what is computed once for a vector: a division for every number costs four times as much
             torch.mul(mapped, (length + _EPSILON).reciprocal_(), out=result[sets, items])
@@ -119,7 +144,8 @@ class _LocalSimilarities(torch.autograd.Function):
         room, more = blocks.memory(), blocks.memory()
         for sets, items in blocks:
             mapped = _through_length(gradient[sets, items], result[sets, items], lengths[sets, items]).flatten(0, 1)
-            differences = blocks.differences(sets, items, room)
+            contexts, own = blocks.contexts(sets, items, room)
+            differences = contexts.sub_(own)
             squares = torch.mul(differences, differences, out=more[: differences.numel()].view_as(differences))
             of_bias += mapped.sum(dim=0)
             mapped = mapped.to(kind)

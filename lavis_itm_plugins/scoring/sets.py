@@ -17,6 +17,7 @@ Prepared = TypeVar("Prepared")
 # What a tile holds at once: a few MB stay in a CPU's cache from one pass to the next; a GPU wants large kernels.
 _REGION_NUMBERS = {"cpu": 5 * 2**20, "cuda": 2**27}
 _ATTENTION_CELLS = {"cpu": 2**20, "cuda": 2**26}
+_FEWEST_REGIONS = 2**10
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Sets:
         by_length: dict[int, list[int]] = {}
         for row, length in enumerate(self.lengths):
             by_length.setdefault(length, []).append(row)
-        cells = _limit(_ATTENTION_CELLS, self.images) // max(1, images * self.images.shape[1])
+        # with few images no more words at once either: their contexts are vectors
+        cells = _limit(_ATTENTION_CELLS, self.images) // max(_FEWEST_REGIONS, images * self.images.shape[1])
         for length, rows in sorted(by_length.items()):
             size = max(1, cells // length)
             for start in range(0, len(rows), size):

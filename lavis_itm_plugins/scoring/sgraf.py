@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -112,28 +112,35 @@ class SGRAFScorer(nn.Module):
 
     def _similarities(self, tile: Tile) -> tuple[Tensor, Statistics | None]:
         """One vector (S, Q, K) for each image and caption."""
-        local = local_alignments(tile, self.sim_tranloc_w, self.smooth)
         (images, captions), comparison = tile.wholes, self.sim_tranglo_w
         ones = images.new_ones(len(images), 1, captions.shape[1])
         whole = local_similarities(ones, images.unsqueeze(1), captions, comparison.weight, comparison.bias, tile.half)
-        if hasattr(self, "SAF_module"):
-            filtered: tuple[Tensor, Statistics | None] = self.SAF_module(_nodes(whole, local))
+        blocks = local_alignments(tile, self.sim_tranloc_w, self.smooth)
+        if hasattr(self, "SGR_module"):
+            steps = [
+                partial(step, maps=step.maps(tile.half)) for step in cast("Iterable[GraphReasoning]", self.SGR_module)
+            ]
+            return torch.cat([_reasoned(whole[rows], local, steps) for rows, local in blocks]), None
+        if self.training:
+            filtered: tuple[Tensor, Statistics] = self.SAF_module(
+                _nodes(whole, torch.cat([local for _, local in blocks]))
+            )
             return filtered
-        return self._reasoned(whole, local, tile.half), None
+        return torch.cat([self.SAF_module(_nodes(whole[rows], local))[0] for rows, local in blocks]), None
 
-    def _reasoned(self, whole: Tensor, local: Tensor, half: torch.dtype | None) -> Tensor:
-        """SGR's first node (S, Q, K) after all steps, in blocks of images whose nodes stay in the cache."""
-        steps = cast("Iterable[GraphReasoning]", self.SGR_module)
-        *inner, last = [partial(step, maps=step.maps(half)) for step in steps]
-        numbers = _NODE_NUMBERS.get(local.device.type, _NODE_NUMBERS["cuda"])
-        size, parts = max(1, numbers // max(1, local[0:1].numel())), []
-        for start in range(0, len(local), size):
-            nodes = _nodes(whole[start : start + size], local[start : start + size])
-            for step in inner:
-                nodes = step(nodes, nodes)
-            # only the first node is read
-            parts.append(last(nodes, nodes[:, :, :1]).squeeze(2))
-        return torch.cat(parts)
+
+def _reasoned(whole: Tensor, local: Tensor, steps: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
+    """SGR's first node (S, Q, K) after all steps, in blocks of images whose nodes stay in the cache."""
+    *inner, last = steps
+    numbers = _NODE_NUMBERS.get(local.device.type, _NODE_NUMBERS["cuda"])
+    size, parts = max(1, numbers // max(1, local[0:1].numel())), []
+    for start in range(0, len(local), size):
+        nodes = _nodes(whole[start : start + size], local[start : start + size])
+        for step in inner:
+            nodes = step(nodes, nodes)
+        # only the first node is read
+        parts.append(last(nodes, nodes[:, :, :1]).squeeze(2))
+    return torch.cat(parts)
 
 
 def _nodes(whole: Tensor, local: Tensor) -> Tensor:

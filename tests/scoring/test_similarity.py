@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from scoring.tiles import DIM, Tile, make_tile, pair_attention, scorer_of, tiles
 from torch import nn
 
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.scoring import DBLScorer, SGRAFScorer, local, sets
-from lavis_itm_plugins.scoring.local import local_similarities
+from lavis_itm_plugins.scoring.local import local_similarities, similarity_blocks
 from lavis_itm_plugins.scoring.pooling_attention import PlaceNorm
 from lavis_itm_plugins.scoring.sets import l2_normalized
 
@@ -110,6 +111,25 @@ def test_the_backward_pass_of_similarities_is_right_in_blocks(block, queries, mo
     shapes = ((3, 2, 4), (3, 2, DIM), (queries, 4, DIM), (3, DIM), (3,))
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     assert torch.autograd.gradcheck(local_similarities, inputs)
+
+
+@settings(deadline=None, max_examples=20)
+@given(sets_=st.integers(1, 7), apart=st.booleans(), block=st.sampled_from([DIM, 9 * DIM, 1000]), half=st.booleans())
+def test_similarities_of_a_few_sets_at_a_time_are_those_of_all(sets_, apart, block, half):
+    """Without a gradient in blocks, with one all at once."""
+    torch.manual_seed(0)
+    shapes = ((sets_, 2, 4), (sets_, 2, DIM), (sets_ if apart else 1, 4, DIM), (3, DIM), (3,))
+    inputs = [torch.randn(shape) for shape in shapes]
+    rounding = torch.bfloat16 if half else None
+    expected = local_similarities(*inputs, rounding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(local._BLOCK_NUMBERS, "cpu", block)
+        blocks = [(rows, part.clone()) for rows, part in similarity_blocks(*inputs, rounding)]
+    torch.testing.assert_close(torch.cat([part for _, part in blocks]), expected)
+    assert [row for rows, _ in blocks for row in range(sets_)[rows]] == list(range(sets_))
+    assert len(blocks) == {DIM: sets_, 9 * DIM: (sets_ + 1) // 2}.get(block, 1)
+    [(rows, whole)] = similarity_blocks(*(value.requires_grad_() for value in inputs), rounding)
+    assert rows == slice(0, sets_) and torch.equal(whole, expected) and whole.requires_grad
 
 
 @pytest.mark.parametrize("lengths", [[3], [2, 4, 1, 2, 3]])
