@@ -93,8 +93,8 @@ def shared_distillation_loss(
     """Each query's scores of the batch and the mined items should be distributed as the anchor's are.
 
     The soft cross-entropy of ``distillation_loss``, mean over the 2B queries, over each query's own item and all its
-    negatives: what the model that mined them thinks half right stays half right. No paper's loss; graded negatives in
-    this sense are Hofstätter et al., arXiv 2010.02666, and Qu et al. (RocketQA), NAACL 2021, by their abstracts.
+    negatives: what the model that mined them thinks half right stays half right. No paper's loss; its kin, by the
+    abstract: a teacher's scores as fine-grained labels, Hofstätter et al., arXiv 2010.02666.
 
     Args:
         scores, mined_captions, mined_images, caption_negatives, image_negatives: as in ``shared_infonce_loss``.
