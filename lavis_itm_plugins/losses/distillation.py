@@ -93,5 +93,6 @@ def divergences(
     """One divergence for each query, over the `candidates` (bool, of the scores' shape) along `dim`."""
     # a finite fill: minus infinity times a probability of 0 would be NaN, in the loss or in its gradient
     fill = torch.finfo(target.dtype).min / 4
+    anchor = anchor.to(target.dtype)
     q, p = ((scores / temperature).masked_fill(~candidates, fill).log_softmax(dim=dim) for scores in (target, anchor))
     return DIVERGENCES[form](q, p).masked_fill(~candidates, 0).sum(dim=dim)

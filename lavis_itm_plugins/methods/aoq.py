@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 
 from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.distributed import gather_encoded, gather_rows
-from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import (
     offline_hinge_loss,
@@ -34,22 +33,12 @@ from lavis_itm_plugins.methods.anchors import anchor_file
 from lavis_itm_plugins.methods.base import EncodedBatch, batch_image_ids, same_image
 from lavis_itm_plugins.methods.candidates import CandidateConfig, MinedLists, holds_lists
 from lavis_itm_plugins.methods.method import Method, MethodConfig
-from lavis_itm_plugins.methods.offline import OfflineCaptionDataset, check_trainable, encode_with_mined
+from lavis_itm_plugins.methods.offline import MinedItems, OfflineCaptionDataset, check_trainable, encode_with_mined
 from lavis_itm_plugins.methods.round_one import RoundOne
 from lavis_itm_plugins.mining.sampling import CROSS_PAIRS, QuintupleSampler
 from lavis_itm_plugins.registry import register_model
 
 OFFLINE = ("hinges", "logits", "shared")
-
-
-@dataclass(frozen=True)
-class MinedItems:
-    """Mined images and captions of all ranks, encoded, with the id of the image that each is or belongs to."""
-
-    images: Encoded
-    captions: Encoded
-    image_ids: Tensor
-    caption_ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -173,28 +162,15 @@ class Aoq(Method):
         gathered = gather_encoded(images[first]), gather_encoded(captions[first])
         items = None
         if self.config.aoq.offline == "shared":
-            items = self._mined_items(images[size:], captions[size:], batch["offline_image_id"])
+            ids = batch["offline_image_id"].to(self.device)
+            items = MinedItems.gathered(images[size:], captions[size:], ids, pairs=self.config.aoq.pairs)
         return EncodedBatch(*gathered, image_ids, positives), mined, items
-
-    def _mined_items(self, images: Encoded, captions: Encoded, ids: Tensor) -> MinedItems:
-        """I3 and T3 of all ranks, and with `pairs` I4 and T4; ids (2 n,) of I3, which T4 belongs to, then of T3's."""
-        third, fourth = ids.to(self.device).chunk(2)
-        used = [(third, fourth), (fourth, third)] if self.config.aoq.pairs else [(third, fourth)]
-        owners = (gather_rows(torch.cat(column)) for column in zip(*used, strict=True))
-        return MinedItems(gather_encoded(images), gather_encoded(captions), *owners)
 
     def _shared_losses(
         self, batch: Mapping[str, Any], encoded: EncodedBatch, scores: Tensor, items: MinedItems
     ) -> dict[str, Tensor]:
         """InfoNCE over the batch and everything that was mined for it, and what round one thinks of all these."""
-        own, aoq = encoded.image_ids, self.config.aoq
-        shared = {
-            "mined_captions": self.matcher.score(encoded.images, items.captions),
-            "mined_images": self.matcher.score(items.images, encoded.captions),
-            "caption_negatives": own[:, None] != items.caption_ids[None],
-            "image_negatives": items.image_ids[:, None] != own[None],
-            "positives": encoded.positives,
-        }
+        aoq, shared = self.config.aoq, items.scored(self.matcher, encoded)
         temperature = self.config.base_loss.temperature or 0.05
         parts = {"loss_base": shared_infonce_loss(scores, **shared, temperature=temperature)}
         if self.round_one is not None:
@@ -238,8 +214,6 @@ class Aoq(Method):
         plan, fresh = self.config.candidates, not (context.state.epoch or context.state.step)
         if fresh:
             self.lists.forget()
-        if self.round_one is not None:
-            self.round_one.load(self.device, anew=fresh)
         if plan.source is not None and fresh and not Path(plan.source).expanduser().exists():
             raise ItmError(f"model.candidates.source: {plan.source} does not exist; give a run folder of round one")
         if plan.source is None and fresh and not plan.start_epoch and not self._starts_trained(context):
@@ -247,6 +221,8 @@ class Aoq(Method):
                 "itm_aoq has nothing to mine with: set model.candidates.source to a run folder of round one, or "
                 "model.candidates.start_epoch to train plainly first"
             )
+        if self.round_one is not None and context.state.epoch < context.settings.max_epoch:
+            self.round_one.load(self.device, anew=fresh)
 
     def before_epoch(self, epoch: int, context: Any) -> None:
         """Mine when it is due, on all ranks together, and let the items draw from the lists."""

@@ -1,17 +1,21 @@
-"""Training items with mined negatives: what AOQ adds to each batch."""
+"""Training items with mined negatives: what AOQ adds to each batch, and how that is encoded and shared."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lavis_itm_plugins.data.datasets import CaptionDataset
 from lavis_itm_plugins.data.randomness import keyed_uniform
+from lavis_itm_plugins.distributed import gather_encoded, gather_rows
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.methods.base import EncodedBatch
 from lavis_itm_plugins.methods.chunks import encode_captions, encode_images
 from lavis_itm_plugins.mining.sampling import DRAWS, QuintupleSampler
 
@@ -58,6 +62,35 @@ def encode_with_mined(matcher: Any, batch: Mapping[str, Any], chunk: int | None 
     joined = {key: torch.cat([batch[key], batch[f"offline_{key}"]]) for key in keys}
     images = encode_images(matcher, {**batch, **joined}, chunk)
     return images, encode_captions(matcher, [*batch["text_input"], *batch["offline_text_input"]], chunk)
+
+
+@dataclass(frozen=True)
+class MinedItems:
+    """Mined images and captions of all ranks, encoded, with the id of the image that each is or belongs to."""
+
+    images: Encoded
+    captions: Encoded
+    image_ids: Tensor
+    caption_ids: Tensor
+
+    @classmethod
+    def gathered(cls, images: Encoded, captions: Encoded, ids: Tensor, *, pairs: bool) -> MinedItems:
+        """I3 and T3 of all ranks, and with `pairs` I4 and T4; ids (2 n,) of I3, which T4 belongs to, then of T3's."""
+        third, fourth = ids.chunk(2)
+        used = [(third, fourth), (fourth, third)] if pairs else [(third, fourth)]
+        owners = (gather_rows(torch.cat(column)) for column in zip(*used, strict=True))
+        return cls(gather_encoded(images), gather_encoded(captions), *owners)
+
+    def scored(self, matcher: Any, encoded: EncodedBatch) -> dict[str, Any]:
+        """What `shared_infonce_loss` wants beside the batch's scores: those with the mined items, and masks."""
+        own = encoded.image_ids
+        return {
+            "mined_captions": matcher.score(encoded.images, self.captions),
+            "mined_images": matcher.score(self.images, encoded.captions),
+            "caption_negatives": own[:, None] != self.caption_ids[None],
+            "image_negatives": self.image_ids[:, None] != own[None],
+            "positives": encoded.positives,
+        }
 
 
 def check_trainable(dataset: Any) -> CaptionDataset:

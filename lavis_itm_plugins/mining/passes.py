@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lavis_itm_plugins.distributed import world_size
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.mining.exclusions import Exclusions
 from lavis_itm_plugins.mining.running import Keys, RunningTopK
@@ -22,13 +21,12 @@ from lavis_itm_plugins.mining.running import Keys, RunningTopK
 # A query's threshold rises from tile to tile: the larger these are, the fewer candidates pass below the final one.
 _LARGEST_TILE = 2**26
 _CAPTIONS_PER_IMAGE = 4
-# a sort by column numbers of 16 bits
-_WIDEST = 2**16
-# Scores that are compared at once: what passes is a few megabytes, whatever the size of the tile.
+# Blocks of images that a large set has at least, to be shown as progress, dealt to ranks, and kept when killed. With
+# blocks of 2**10 images at least no tile is wider than 2**16, and columns are sorted as numbers of 16 bits.
+_BLOCKS, _BLOCK = 32, 2**10
+# Scores that are compared at once, whatever the size of the tile.
 _STRIP = 2**21
-# Blocks of images that a large set has at least, to be shown as progress, dealt to ranks, and kept when killed.
-_BLOCKS, _BLOCK = 8, 1024
-# A score, and what passes of a strip.
+# A score of a tile, and its share of what a strip makes of those that pass: at worst 80 for each of its own.
 BYTES_PER_PAIR = 16
 
 ScoreTile = Callable[[slice, slice], Tensor]
@@ -77,12 +75,13 @@ class TilePass:
         return by_image.take()
 
     def _scored(self, rows: slice, columns: slice) -> Tensor:
-        tile = self.score(rows, columns).detach().float()
+        tile = self.score(rows, columns).detach().float().contiguous()
         # the sum tells at a fraction of the time, unless finite scores overflow in it
         if not math.isfinite(float(tile.sum())) and not tile.isfinite().all():
+            image, caption = (~tile.isfinite()).nonzero()[0].tolist()
             raise ItmError(
-                f"a score of images {rows.start} to {rows.stop - 1} and captions {columns.start} to {columns.stop - 1} "
-                "is not finite; look for the embedding, or the weights, that produced it"
+                f"the score of image {rows.start + image} and caption {columns.start + caption} is not finite; "
+                "look for the embedding, or the weights, that produced it"
             )
         return tile
 
@@ -102,20 +101,21 @@ class TilePass:
                 done.result()
 
     def _select_captions(self, tile: Tensor, rows: slice, columns: slice, best: RunningTopK) -> None:
-        # with limits, the k-th best may be one that is to be dropped
-        if columns.start == 0 and self.limits.images is None:
-            best.seed(slice(0, len(tile)), group_maxima(tile, self.captions_per_image, dim=1))
         for part in _strips(*tile.shape):
-            counts, captions, scores = survivors(tile, part, slice(None), best.thresholds[part, None])
             queries = slice(rows.start + part.start, rows.start + part.stop)
+            if columns.start == 0:
+                allowed = _allowed(tile[part], self.limits.images, queries, dim=1)
+                best.seed(part, group_maxima(allowed, self.captions_per_image, dim=1))
+            counts, captions, scores = survivors(tile, part, slice(None), best.thresholds[part, None])
             counts, captions, scores = self._limited("captions", self.limits.images, queries, counts, captions, scores)
             best.add(part, counts, captions + columns.start, scores)
 
     def _select_images(self, tile: Tensor, rows: slice, columns: slice, best: RunningTopK) -> None:
-        if self.limits.captions is None and (best.thresholds[columns] == -np.inf).any():
-            best.seed(columns, group_maxima(tile, self.images_per_caption, dim=0))
         for part in _strips(*tile.t().shape):
             queries = slice(columns.start + part.start, columns.start + part.stop)
+            if (best.thresholds[queries] == -np.inf).any():
+                allowed = _allowed(tile[:, part], self.limits.captions, queries, dim=0)
+                best.seed(queries, group_maxima(allowed, self.images_per_caption, dim=0))
             by_image, captions, scores = survivors(tile, slice(None), part, best.thresholds[queries])
             # a radix sort, which keeps images in ascending order
             order = np.argsort(captions.astype(np.uint16), kind="stable")
@@ -173,6 +173,13 @@ def survivors(
     return counts, found, scores
 
 
+def _allowed(part: Tensor, limits: NDArray[np.float32] | None, queries: slice, dim: int) -> Tensor:
+    """The scores, -inf above their query's limit; the queries' candidates lie along `dim`."""
+    if limits is None:
+        return part
+    return part.masked_fill(part > torch.from_numpy(limits[queries]).to(part.device).unsqueeze(dim), -torch.inf)
+
+
 def group_maxima(tile: Tensor, k: int, dim: int) -> NDArray[np.float32]:
     """The largest score (queries, groups) of each of at least 4 k groups that the candidates (`dim`) are dealt to.
 
@@ -192,15 +199,15 @@ def group_maxima(tile: Tensor, k: int, dim: int) -> NDArray[np.float32]:
 def tile_shape(memory_budget_mb: float, n_images: int, bytes_per_pair: int = BYTES_PER_PAIR) -> tuple[int, int]:
     """Images and captions of a tile that stays within the budget; raises ItmError for a budget that is none.
 
-    >>> tile_shape(1024, n_images=29_000), tile_shape(1, n_images=29_000), tile_shape(1024, n_images=6000)
-    ((3625, 18512), (128, 512), (1024, 65536))
+    >>> tile_shape(1024, n_images=29_000), tile_shape(1, n_images=29_000), tile_shape(1024, n_images=113_287)
+    ((1024, 65536), (128, 512), (3541, 18951))
     """
     if not 0 < memory_budget_mb < math.inf:
         raise ItmError(f"memory_budget_mb is {memory_budget_mb}; give a number above 0")
     cells = min(_LARGEST_TILE, max(1, int(memory_budget_mb * 2**20 / bytes_per_pair)))
-    block = max(_BLOCK, math.ceil(n_images / max(_BLOCKS, world_size())))
+    block = max(_BLOCK, math.ceil(n_images / _BLOCKS))
     rows = max(1, min(math.isqrt(cells // _CAPTIONS_PER_IMAGE), block))
-    return rows, min(max(1, cells // rows), _WIDEST)
+    return rows, max(1, cells // rows)
 
 
 def _strips(n_queries: int, n_candidates: int) -> Iterator[slice]:

@@ -141,6 +141,9 @@ def test_empty_batches_and_half_precision():
     assert shared_distillation_loss(torch.zeros(0, 0), **empty, **nothing, **masks) == 0
     assert shared_infonce_loss(torch.zeros(0, 0), **nothing, **masks) == 0
     given_ = {**shared_inputs(3), **anchors(3)}
+    single = {name: value.float() if name in anchors(3) else value for name, value in given_.items()}
+    whole = shared_distillation_loss(random_scores(5, 5), **given_)
+    torch.testing.assert_close(shared_distillation_loss(random_scores(5, 5), **single), whole, rtol=1e-6, atol=0)
     half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in given_.items()}
     found = shared_distillation_loss(random_scores(5, 5).bfloat16(), **half)
     assert found.dtype == torch.float32

@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
     logits = {"base_loss": {"name": "infonce"}, "aoq": {"offline": "logits", "tie_ranks": False}}
     refresh = {"arch": "itm_aoq", "model_type": "refresh", "candidates": own, **logits}
     train_on_ranks(folder, "refresh", refresh, max_epoch=3)
-    shared = {**two_rounds, "base_loss": {"name": "infonce"}, "aoq": {"offline": "shared", "distill": 0.5}}
+    shared = {**two_rounds, "base_loss": {"name": "infonce"}, "aoq": {"offline": "shared", "distill": 0.5, "draws": 2}}
     train_on_ranks(folder, "shared", shared, max_epoch=1)
     if size() > 1:
         dist.destroy_process_group()

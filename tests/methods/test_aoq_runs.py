@@ -174,6 +174,8 @@ def test_a_stopped_run_goes_on_with_its_round_one(folder, monkeypatch):
     assert states[0]["round_one"] == states[1]["round_one"] is not None
     shutil.copy(whole / "checkpoint_best.pth", folder / "example" / "checkpoint_best.pth")
     content = aoq_project(folder, "distilled_whole", **keys)
+    # a finished run is only tested again, which needs no round one
+    train(folder, content, "run.resume_ckpt_path=auto")
     with pytest.raises(ItmError, match=r"trained with another round one than .*checkpoint_best.pth holds now"):
         train(folder, content, "run.resume_ckpt_path=auto", "run.max_epoch=3")
     start = {**SHARED, "finetuned": str(whole / "checkpoint_best.pth"), "load_finetuned": True}
@@ -218,6 +220,10 @@ def test_a_new_run_from_an_aoq_checkpoint_mines_anew(folder):
     [
         ({"source": None}, "nothing to mine with: set model.candidates.source to a run folder of round one"),
         ({"source": "nowhere"}, "model.candidates.source: .*nowhere does not exist; give a run folder"),
+        (
+            {"source": "nowhere", "model": SHARED},
+            "model.candidates.source: .*nowhere does not exist; give a run folder",
+        ),
         ({"model": {"aoq": {"draw_captions": 99}}}, "draws from 99 captions are asked for, but the lists hold 9"),
         ({"candidates": {"filters": {"max_score": -2.0}}}, "have no mined captions, the first is caption 0; loosen"),
     ],

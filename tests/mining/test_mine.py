@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.mining import CandidateFilters, HardNegatives, mine_hard_negatives, passes
-from lavis_itm_plugins.mining.exclusions import normalized
+from lavis_itm_plugins.mining import (
+    CandidateFilters,
+    DotProducts,
+    HardNegatives,
+    MiningJob,
+    mine_hard_negatives,
+    passes,
+)
+from lavis_itm_plugins.mining.exclusions import Exclusions, normalized
 from lavis_itm_plugins.mining.negatives import NO_FILTERS
 from lavis_itm_plugins.mining.running import RunningTopK
 
@@ -261,6 +268,35 @@ def test_tiles_stay_within_the_budget(medium, monkeypatch) -> None:
     assert len(seen) > 10 and max(seen) <= 0.1 * 2**20
 
 
+@pytest.mark.parametrize(
+    "filters", [CandidateFilters(), CandidateFilters(relative_margin=0.05), CandidateFilters(skip=2)]
+)
+def test_few_candidates_are_looked_at_again(medium, filters, monkeypatch) -> None:
+    """Also with limits: every list has a threshold before its first candidates are sorted."""
+    images, captions, owners = medium
+    stock, looked_at = RunningTopK.add, []
+
+    def add(self, part, counts, *rest):
+        looked_at.append(int(counts.sum()))
+        return stock(self, part, counts, *rest)
+
+    monkeypatch.setattr(RunningTopK, "add", add)
+    lengths = {"captions_per_image": 4, "images_per_caption": 2}
+    mine_hard_negatives(images, captions, owners, **lengths, filters=filters, memory_budget_mb=0.1)
+    assert sum(looked_at) < 0.2 * 2 * len(images) * len(captions)
+
+
+def test_tiles_that_are_not_contiguous_give_the_same_lists(medium) -> None:
+    images, captions, owners = medium
+    scorer = DotProducts(images, captions)
+    expected = MiningJob(scorer, owners, Exclusions(owners, len(images)), 7, 5).mine()
+    turned = SimpleNamespace(n_images=len(images), n_captions=len(captions), pairs=scorer.pairs)
+    turned.tile = lambda rows, columns: scorer.tile(rows, columns).t().contiguous().t()
+    found = MiningJob(turned, owners, Exclusions(owners, len(images)), 7, 5).mine()
+    np.testing.assert_array_equal(found.captions, expected.captions)
+    np.testing.assert_array_equal(found.images, expected.images)
+
+
 def test_running_lists_take_the_memory_they_say() -> None:
     best = RunningTopK(1000, k=60)
     assert best._keys.nbytes == 1000 * 8 * (2 * 60 + 32)
@@ -320,8 +356,14 @@ GOOD = np.eye(3, dtype=np.float32)
         (GOOD, GOOD, [0, 1, 2], {"backend": "fais"}, 'unknown backend "fais"; did you mean faiss'),
         (GOOD, GOOD, [0, 1, 2], {"captions_per_image": 0}, "captions_per_image is 0; give a whole number"),
         (GOOD, GOOD, [0, 1, 2], {"memory_budget_mb": 0}, "memory_budget_mb is 0"),
-        (GOOD * np.nan, GOOD, [0, 1, 2], {}, "a score of images 0 to 2 and captions 0 to 2 is not finite"),
-        (GOOD, np.diag([1, np.inf, 1]).astype(np.float32), [0, 1, 2], {}, "is not finite"),
+        (
+            GOOD * np.nan,
+            GOOD,
+            [0, 1, 2],
+            {},
+            "the score of image 0 and caption 0 is not finite; look for the embedding",
+        ),
+        (GOOD, np.diag([1, np.inf, 1]).astype(np.float32), [0, 1, 2], {}, "the score of image . and caption 1 is not"),
         (GOOD[:, :2], broadcast(2**31), [0], {}, "caption_embeds has 2147483648 rows; candidate lists hold 32-bit"),
     ],
 )
