@@ -76,6 +76,8 @@ def test_blip_of_a_url(words, make, tmp_path, monkeypatch):
     (tmp_path / "site").mkdir()
     torch.save({"model": state}, tmp_path / "site" / "model_base_tiny.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    # a proxy knows nothing of this machine's own server
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "site")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
