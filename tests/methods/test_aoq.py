@@ -283,6 +283,21 @@ def test_round_one_is_an_example_of_batch_and_mined_items(split, sampler):
     assert deepcopy(model).round_one is model.round_one
 
 
+def test_round_one_in_half_precision(split, sampler):
+    """Under autocast the losses are near those without, and in float32."""
+    keys = {"offline": "shared", "distill": 1.0}
+    model = method({"name": "infonce"}, candidates={"source": "round_one"}, **keys).float()
+    teacher = small_matcher().float()
+    model.round_one._anchor = SimpleNamespace(matcher=teacher, to=lambda _: SimpleNamespace(matcher=teacher))
+    batch = {key: value.float() if key.endswith("image") else value for key, value in batch_of(split, sampler).items()}
+    whole = model.losses(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model.losses(batch)
+    for name in ("loss_base", "loss_distill"):
+        assert half[name].dtype == torch.float32
+        torch.testing.assert_close(half[name], whole[name], rtol=0.05, atol=0.01)
+
+
 def test_a_contrast_of_the_networks_own_stays(split, sampler):
     """The offline hinges join it; what would change the base loss is refused."""
     model, batch = method(), batch_of(split, sampler)
