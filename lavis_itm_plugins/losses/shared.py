@@ -60,8 +60,7 @@ def shared_infonce_loss(
     """
     check_scores(scores)
     check_temperature(temperature)
-    _check_mined("mined_captions", mined_captions, caption_negatives, scores, axis=0)
-    _check_mined("mined_images", mined_images, image_negatives, scores, axis=1)
+    _check_both("mined", (mined_captions, mined_images), (caption_negatives, image_negatives), scores)
     valid = valid_negatives(scores, positives).fill_diagonal_(True)
     if not len(scores):
         return scores.sum() + mined_captions.sum() + mined_images.sum()
@@ -116,15 +115,10 @@ def shared_distillation_loss(
     """
     check_pair(scores, anchor)
     check_temperature(temperature)
-    for name, part, negatives, axis in (
-        ("mined_captions", mined_captions, caption_negatives, 0),
-        ("anchor_captions", anchor_captions, caption_negatives, 0),
-        ("mined_images", mined_images, image_negatives, 1),
-        ("anchor_images", anchor_images, image_negatives, 1),
-    ):
-        _check_mined(name, part, negatives, scores, axis=axis)
-        if name.startswith("anchor"):
-            check_finite(part, name)
+    for name, both in (("mined", (mined_captions, mined_images)), ("anchor", (anchor_captions, anchor_images))):
+        _check_both(name, both, (caption_negatives, image_negatives), scores)
+    check_finite(anchor_captions, "anchor_captions")
+    check_finite(anchor_images, "anchor_images")
     valid = valid_negatives(scores, positives).fill_diagonal_(True)
     if not len(scores):
         return scores.sum() + mined_captions.sum() + mined_images.sum()
@@ -138,6 +132,12 @@ def shared_distillation_loss(
     by_caption = costs(mined_images, anchor_images, image_negatives, dim=0)
     loss = (by_image + by_caption).mean() / 2
     return surface_non_finite(loss, scores, *(mined for mined in (mined_captions, mined_images) if mined.numel()))
+
+
+def _check_both(name: str, both: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor], scores: Tensor) -> None:
+    """Raise ItmError unless `NAME_captions` (B, N), `NAME_images` (N, B) and their masks fit the scores (B, B)."""
+    for axis, kind in enumerate(("captions", "images")):
+        _check_mined(f"{name}_{kind}", both[axis], masks[axis], scores, axis=axis)
 
 
 def _check_mined(name: str, mined: Tensor, negatives: Tensor, scores: Tensor, *, axis: int) -> None:
