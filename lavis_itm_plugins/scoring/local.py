@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-_BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
+from lavis_itm_plugins.scoring.sets import at_once
+
+# differences of a block, for each thread of a CPU
+_BLOCK_NUMBERS = 2**21
 _EPSILON = 1e-8
 # of torch's losses, as their kernels are told
 _NO_REDUCTION = 0
@@ -72,7 +75,7 @@ class _Blocks:
     def __init__(self, weights: Tensor, sources: Tensor, queries: Tensor, *, whole_sets: bool = False) -> None:
         self.weights, self.sources, self.queries = weights, sources, queries
         n_sets, _, n_queries = weights.shape
-        rows = max(1, _BLOCK_NUMBERS.get(weights.device.type, _BLOCK_NUMBERS["cuda"]) // sources.shape[2])
+        rows = max(1, at_once(_BLOCK_NUMBERS, weights.device) // sources.shape[2])
         self.wide = max(1, n_queries if whole_sets else min(n_queries, rows))
         self.high = max(1, min(n_sets, rows // self.wide))
 

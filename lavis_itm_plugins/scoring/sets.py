@@ -14,10 +14,22 @@ from lavis_itm_plugins.errors import ItmError
 
 Prepared = TypeVar("Prepared")
 
-# What a tile holds at once: a few MB stay in a CPU's cache from one pass to the next; a GPU wants large kernels.
-_REGION_NUMBERS = {"cpu": 5 * 2**20, "cuda": 2**27}
-_ATTENTION_CELLS = {"cpu": 2**20, "cuda": 2**26}
+# what a tile holds for each thread of a CPU
+_REGION_NUMBERS = 5 * 2**20
+_ATTENTION_CELLS = 2**20
 _FEWEST_REGIONS = 2**10
+_GPU_NUMBERS = 2**26
+# more would only take memory
+_MOST_THREADS = 8
+
+
+def at_once(numbers: int, device: torch.device) -> int:
+    """How many numbers to work on at once: so many for each thread of a CPU, or all that keep a GPU busy.
+
+    A few MB stay in a CPU's cache from one pass to the next; fewer make more calls than the work is worth.
+    """
+    return numbers * min(torch.get_num_threads(), _MOST_THREADS) if device.type == "cpu" else _GPU_NUMBERS
+
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class Sets:
 
     def images_at_once(self) -> int:
         """How many images have regions that fit into the tile together."""
-        return max(1, _limit(_REGION_NUMBERS, self.images) // max(1, self.images[0:1].numel()))
+        return max(1, at_once(_REGION_NUMBERS, self.images.device) // max(1, self.images[0:1].numel()))
 
     def image_blocks(self) -> Iterator[slice]:
         """Consecutive images, as many as fit."""
@@ -65,7 +77,7 @@ class Sets:
         for row, length in enumerate(self.lengths):
             by_length.setdefault(length, []).append(row)
         # with few images no more words at once either: their contexts are vectors
-        cells = _limit(_ATTENTION_CELLS, self.images) // max(_FEWEST_REGIONS, images * self.images.shape[1])
+        cells = at_once(_ATTENTION_CELLS, self.images.device) // max(_FEWEST_REGIONS, images * self.images.shape[1])
         for length, rows in sorted(by_length.items()):
             size = max(1, cells // length)
             for start in range(0, len(rows), size):
@@ -121,10 +133,6 @@ def l2_normalized(vectors: Tensor) -> Tensor:
     """
     lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / (lengths + 1e-8)
-
-
-def _limit(table: dict[str, int], tensor: Tensor) -> int:
-    return table.get(tensor.device.type, table["cuda"])
 
 
 def _filled(items: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,12 +15,12 @@ from lavis_itm_plugins.scoring.dbl import SMOOTH, linear, local_alignments
 from lavis_itm_plugins.scoring.local import RoundedLinear, local_similarities
 from lavis_itm_plugins.scoring.pooling_attention import RunningNorm, SelfAttention
 from lavis_itm_plugins.scoring.recomputed import recomputed_scores
-from lavis_itm_plugins.scoring.sets import Sets, half_precision, l2_normalized
+from lavis_itm_plugins.scoring.sets import Sets, at_once, half_precision, l2_normalized
 from lavis_itm_plugins.scoring.tiles import Inputs, Tile, scores_of_tiles
 
 MODULES = ("SAF", "SGR")
-# of a block of nodes, which SGR's steps read and write many times
-_NODE_NUMBERS = {"cpu": 2**18, "cuda": 2**26}
+# of a block of nodes, which SGR's steps read and write many times, for each thread of a CPU
+_NODE_NUMBERS = 2**19
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,7 @@ class SGRAFScorer(nn.Module):
 def _reasoned(whole: Tensor, local: Tensor, steps: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
     """SGR's first node (S, Q, K) after all steps, in blocks of images whose nodes stay in the cache."""
     *inner, last = steps
-    numbers = _NODE_NUMBERS.get(local.device.type, _NODE_NUMBERS["cuda"])
-    size, parts = max(1, numbers // max(1, local[0:1].numel())), []
+    size, parts = max(1, at_once(_NODE_NUMBERS, local.device) // max(1, local[0:1].numel())), []
     for start in range(0, len(local), size):
         nodes = _nodes(whole[start : start + size], local[start : start + size])
         for step in inner:

@@ -99,8 +99,8 @@ def test_small_tiles_and_recomputation_change_nothing(tile, score, monkeypatch):
         return scores.detach(), images.grad, captions.grad
 
     whole = run()
-    monkeypatch.setitem(sets._REGION_NUMBERS, "cpu", 70)
-    monkeypatch.setitem(sets._ATTENTION_CELLS, "cpu", 50)
+    monkeypatch.setattr(sets, "_REGION_NUMBERS", 70)
+    monkeypatch.setattr(sets, "_ATTENTION_CELLS", 50)
     for how in ({}, {"checkpoint": True}):
         for found, expected in zip(run(**how), whole, strict=True):
             torch.testing.assert_close(found, expected, **CLOSE)

@@ -52,7 +52,7 @@ def test_gradients_are_those_of_everything_kept(kind, tile, share, seed):
 @pytest.mark.parametrize("kind", ["DBL", "SGR"])
 def test_training_with_hardest_negatives_computes_three_pairs_for_each_at_most(kind, monkeypatch):
     tile, seen = square_tile(14), []
-    monkeypatch.setitem(sets._REGION_NUMBERS, "cpu", 3 * 4 * DIM)
+    monkeypatch.setattr(sets, "_REGION_NUMBERS", 3 * 4 * DIM)
     scorer = scorer_of(kind).train()
     score = scorer.tile_scores
 

@@ -93,9 +93,9 @@ def test_gradients_are_those_of_the_definition(kind, tile):
 @pytest.mark.parametrize("training", [False, True])
 def test_small_tiles_and_recomputation_change_nothing(kind, training, tile, monkeypatch):
     whole = all_of(scorer_of(kind, dropout=0.0).train(training) if kind != "DBL" else scorer_of(kind), tile)
-    monkeypatch.setitem(sets._REGION_NUMBERS, "cpu", 70)
-    monkeypatch.setitem(sets._ATTENTION_CELLS, "cpu", 50)
-    monkeypatch.setitem(local._BLOCK_NUMBERS, "cpu", 3 * DIM)
+    monkeypatch.setattr(sets, "_REGION_NUMBERS", 70)
+    monkeypatch.setattr(sets, "_ATTENTION_CELLS", 50)
+    monkeypatch.setattr(local, "_BLOCK_NUMBERS", 3 * DIM)
     for checkpoint in (False, True):
         more = {} if kind == "DBL" else {"dropout": 0.0}
         scorer = scorer_of(kind, checkpoint=checkpoint, **more).train(training)
@@ -106,7 +106,7 @@ def test_small_tiles_and_recomputation_change_nothing(kind, training, tile, monk
 @pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize("block", [DIM, 4 * DIM, 1000])
 def test_the_backward_pass_of_similarities_is_right_in_blocks(block, queries, monkeypatch):
-    monkeypatch.setitem(local._BLOCK_NUMBERS, "cpu", block)
+    monkeypatch.setattr(local, "_BLOCK_NUMBERS", block)
     torch.manual_seed(0)
     shapes = ((3, 2, 4), (3, 2, DIM), (queries, 4, DIM), (3, DIM), (3,))
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
@@ -123,13 +123,25 @@ def test_similarities_of_a_few_sets_at_a_time_are_those_of_all(sets_, apart, blo
     rounding = torch.bfloat16 if half else None
     expected = local_similarities(*inputs, rounding)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(local._BLOCK_NUMBERS, "cpu", block)
+        patch.setattr(local, "_BLOCK_NUMBERS", block)
+        patch.setattr(torch, "get_num_threads", lambda: 1)
         blocks = [(rows, part.clone()) for rows, part in similarity_blocks(*inputs, rounding)]
     torch.testing.assert_close(torch.cat([part for _, part in blocks]), expected)
     assert [row for rows, _ in blocks for row in range(sets_)[rows]] == list(range(sets_))
     assert len(blocks) == {DIM: sets_, 9 * DIM: (sets_ + 1) // 2}.get(block, 1)
     [(rows, whole)] = similarity_blocks(*(value.requires_grad_() for value in inputs), rounding)
     assert rows == slice(0, sets_) and torch.equal(whole, expected) and whole.requires_grad
+
+
+@pytest.mark.parametrize(("device", "threads", "numbers"), [("cpu", 1, 100), ("cpu", 2, 200), ("cuda", 2, 2**26)])
+def test_each_thread_works_on_as_many_numbers(device, threads, numbers, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert sets.at_once(100, torch.device(device)) == numbers
+
+
+def test_many_threads_do_not_take_all_memory(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 256)
+    assert sets.at_once(local._BLOCK_NUMBERS, torch.device("cpu")) <= 2**24
 
 
 @pytest.mark.parametrize("lengths", [[3], [2, 4, 1, 2, 3]])
