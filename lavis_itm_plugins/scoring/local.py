@@ -32,8 +32,8 @@ def local_similarities(
     """Unit similarity vectors (S, m, K), differentiable once in every argument.
 
     Weights (S, n, m) of m queries over the sources (S, n, D), queries (1, m, D) for all sets or (S, m, D), matrix
-    (K, D), bias (K,). No tensor of size S x m x D is ever held. With `half` the products with the matrix, forward and
-    backward, are of numbers rounded to that type; contexts, differences, lengths and the result are not.
+    (K, D), bias (K,). No tensor of size S x m x D is ever held. With `half` all until the product with the matrix is
+    rounded to that type, and in the backward pass what meets the matrix; lengths and the result are not.
     """
     result: Tensor = _LocalSimilarities.apply(  # type: ignore[no-untyped-call]
         weights, sources, queries, matrix, bias, half
@@ -52,21 +52,23 @@ def similarity_blocks(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         yield slice(0, len(weights)), local_similarities(*given, half)
         return
-    for sets, _, mapped, length in _mapped(_Blocks(weights, sources, queries, whole_sets=True), matrix, bias, half):
+    for sets, _, mapped, length in _mapped(*given, half, whole_sets=True):
         yield sets, mapped.mul_(length.add_(_EPSILON).reciprocal_())
 
 
 class RoundedLinear:
-    """``x @ matrix.t() + bias``; with `half` the product is of both rounded to that type, the result in the bias's."""
+    """``x @ matrix.t() + bias``; with `half` of numbers rounded to that type, as is the result."""
 
     def __init__(self, matrix: Tensor, bias: Tensor, half: torch.dtype | None) -> None:
-        self.matrix, self.bias, self.half = matrix if half is None else matrix.to(half), bias, half
+        kind = half or matrix.dtype
+        self.matrix, self.bias, self.rounded = matrix.to(kind), bias.to(kind), half is not None
 
     def __call__(self, items: Tensor) -> Tensor:
         """Items (..., D) -> (..., K)."""
+        if self.rounded:
+            return linear(items.to(self.matrix.dtype), self.matrix, self.bias)
         # a product that adds the bias copies it first to every row, which costs more than to add it afterwards
-        product = linear(items if self.half is None else items.to(self.half), self.matrix)
-        return product.to(self.bias.dtype).add_(self.bias)
+        return linear(items, self.matrix).add_(self.bias)
 
 
 class _Blocks:
@@ -85,9 +87,9 @@ class _Blocks:
             for first in range(0, n_queries, self.wide):
                 yield slice(start, min(start + self.high, n_sets)), slice(first, min(first + self.wide, n_queries))
 
-    def memory(self, kind: torch.dtype | None = None) -> Tensor:
+    def memory(self) -> Tensor:
         """Room for the differences of a block."""
-        return self.sources.new_empty(self.high * self.wide * self.sources.shape[2], dtype=kind)
+        return self.sources.new_empty(self.high * self.wide * self.sources.shape[2])
 
     def contexts(self, sets: slice, items: slice, room: Tensor) -> tuple[Tensor, Tensor]:
         """Contexts (s, q, D) in `room`, and the queries that they belong to, which broadcast."""
@@ -100,18 +102,24 @@ class _Blocks:
 
 
 def _mapped(
-    blocks: _Blocks, matrix: Tensor, bias: Tensor, half: torch.dtype | None
+    weights: Tensor,
+    sources: Tensor,
+    queries: Tensor,
+    matrix: Tensor,
+    bias: Tensor,
+    half: torch.dtype | None,
+    *,
+    whole_sets: bool = False,
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
     """Of each block: which sets and queries, W (c - q)^2 + b (s, q, K), and their lengths (s, q, 1)."""
+    kind = half or weights.dtype
+    blocks = _Blocks(weights.to(kind), sources.to(kind), queries.to(kind), whole_sets=whole_sets)
     room, mapped_by = blocks.memory(), RoundedLinear(matrix, bias, half)
-    rounded = room if half is None else blocks.memory(half)
     for sets, items in blocks:
-        contexts, queries = blocks.contexts(sets, items, room)
+        contexts, own = blocks.contexts(sets, items, room)
         # subtracted and squared in one pass, where it is
-        squares = torch.ops.aten.mse_loss.out(contexts, queries, _NO_REDUCTION, out=contexts)
-        if half is not None:
-            squares = rounded[: squares.numel()].view_as(squares).copy_(squares)
-        mapped = mapped_by(squares)
+        squares = torch.ops.aten.mse_loss.out(contexts, own, _NO_REDUCTION, out=contexts)
+        mapped = mapped_by(squares).to(weights.dtype)
         yield sets, items, mapped, torch.linalg.vector_norm(mapped, dim=2, keepdim=True)
 
 
@@ -128,7 +136,7 @@ class _LocalSimilarities(torch.autograd.Function):
     ) -> Tensor:
         n_sets, _, n_queries = weights.shape
         result, lengths = weights.new_empty(n_sets, n_queries, len(matrix)), weights.new_empty(n_sets, n_queries, 1)
-        for sets, items, mapped, length in _mapped(_Blocks(weights, sources, queries), matrix, bias, half):
+        for sets, items, mapped, length in _mapped(weights, sources, queries, matrix, bias, half):
             lengths[sets, items] = length
             # a product with what is computed once for a vector: a division for every number costs four times as much
             torch.mul(mapped, (length + _EPSILON).reciprocal_(), out=result[sets, items])

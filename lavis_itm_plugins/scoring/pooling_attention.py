@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.scoring.dbl import linear
+from lavis_itm_plugins.scoring.local import RoundedLinear
 from lavis_itm_plugins.scoring.sets import l2_normalized
 
 
@@ -25,17 +26,30 @@ class SelfAttention(nn.Module):
         self.embedding_global = nn.Sequential(linear(dim, dim), *norms[1:], *rest)
         self.embedding_common = nn.Sequential(linear(dim, 1))
 
-    def forward(self, items: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Unit vectors (n, D) of sets (n, k, D) with zeros for padding and their mask (n, k)."""
+    def forward(self, items: Tensor, mask: Tensor | None = None, half: torch.dtype | None = None) -> Tensor:
+        """Unit vectors (n, D) of sets (n, k, D) with zeros for padding and their mask (n, k).
+
+        With `half` the products with the D x D matrices are rounded to that type.
+        """
         count = items.shape[1] if mask is None else mask.sum(dim=1, keepdim=True).to(items.dtype)
-        local = items
+        local, whole = items, items.sum(dim=1) / count
         for layer in self.embedding_local:
-            local = layer(local, mask) if isinstance(layer, PlaceNorm) else layer(local)
-        common = local * self.embedding_global(items.sum(dim=1) / count).unsqueeze(1)
+            local = layer(local, mask) if isinstance(layer, PlaceNorm) else _applied(layer, local, half)
+        for layer in self.embedding_global:
+            whole = _applied(layer, whole, half)
+        common = local * whole.unsqueeze(1)
         logits = self.embedding_common(common).squeeze(-1)
         if mask is not None:
             logits = logits.masked_fill(~mask, float("-inf"))
         return l2_normalized((logits.softmax(dim=1).unsqueeze(-1) * items).sum(dim=1))
+
+
+def _applied(layer: nn.Module, items: Tensor, half: torch.dtype | None) -> Tensor:
+    """The layer's result, of a linear one's rounded numbers."""
+    if half is not None and isinstance(layer, nn.Linear):
+        return RoundedLinear(layer.weight, layer.bias, half)(items).to(items.dtype)
+    result: Tensor = layer(items)
+    return result
 
 
 class RunningNorm(nn.BatchNorm1d):

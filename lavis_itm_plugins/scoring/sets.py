@@ -16,7 +16,7 @@ Prepared = TypeVar("Prepared")
 
 # what a tile holds for each thread of a CPU
 _REGION_NUMBERS = 5 * 2**20
-_ATTENTION_CELLS = 2**20
+_ATTENTION_CELLS = 2**21
 _FEWEST_REGIONS = 2**10
 _GPU_NUMBERS = 2**26
 # more would only take memory
@@ -29,7 +29,6 @@ def at_once(numbers: int, device: torch.device) -> int:
     A few MB stay in a CPU's cache from one pass to the next; fewer make more calls than the work is worth.
     """
     return numbers * min(torch.get_num_threads(), _MOST_THREADS) if device.type == "cpu" else _GPU_NUMBERS
-
 
 
 @dataclass(frozen=True)

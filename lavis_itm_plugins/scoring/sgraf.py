@@ -76,7 +76,7 @@ class SGRAFScorer(nn.Module):
         half = half_precision(images)
         with torch.autocast(images.device.type, enabled=False):
             sets = Sets.checked(images, captions, lengths, regions)
-            wholes = self.v_global_w(sets.images, sets.image_mask), self._whole_captions(sets)
+            wholes = self.v_global_w(sets.images, sets.image_mask, half), self._whole_captions(sets, half)
             inputs = Inputs(sets, wholes, half)
             if self.training and hasattr(self, "SAF_module"):
                 return self._filtered_scores(inputs)
@@ -92,12 +92,12 @@ class SGRAFScorer(nn.Module):
         logits: Tensor = self.sim_eval_w(similar)
         return logits.squeeze(-1).sigmoid()
 
-    def _whole_captions(self, sets: Sets) -> Tensor:
+    def _whole_captions(self, sets: Sets, half: torch.dtype | None) -> Tensor:
         """One vector (C, D) of each caption."""
         groups = list(sets.caption_groups(1))
         if not groups:
             return sets.captions[:, 0]
-        vectors = torch.cat([self.t_global_w(words) for _, words in groups])
+        vectors = torch.cat([self.t_global_w(words, half=half) for _, words in groups])
         return vectors[torch.cat([columns for columns, _ in groups]).argsort()]
 
     def _filtered_scores(self, inputs: Inputs) -> Tensor:
@@ -120,7 +120,9 @@ class SGRAFScorer(nn.Module):
             steps = [
                 partial(step, maps=step.maps(tile.half)) for step in cast("Iterable[GraphReasoning]", self.SGR_module)
             ]
-            return torch.cat([_reasoned(whole[rows], local, steps) for rows, local in blocks]), None
+            kind = tile.half or whole.dtype
+            parts = [_reasoned(whole[rows].to(kind), local.to(kind), steps) for rows, local in blocks]
+            return torch.cat(parts).to(whole.dtype), None
         if self.training:
             filtered: tuple[Tensor, Statistics] = self.SAF_module(
                 _nodes(whole, torch.cat([local for _, local in blocks]))
@@ -137,8 +139,8 @@ def _reasoned(whole: Tensor, local: Tensor, steps: Sequence[Callable[[Tensor, Te
         nodes = _nodes(whole[start : start + size], local[start : start + size])
         for step in inner:
             nodes = step(nodes, nodes)
-        # only the first node is read
-        parts.append(last(nodes, nodes[:, :, :1]).squeeze(2))
+        # only the first node is read; its vectors apart, for a product with a view may copy the matrix for each
+        parts.append(last(nodes, nodes[:, :, :1].contiguous()).squeeze(2))
     return torch.cat(parts)
 
 
@@ -217,5 +219,14 @@ class GraphReasoning(nn.Module):
     def forward(self, nodes: Tensor, readers: Tensor, maps: tuple[RoundedLinear, RoundedLinear]) -> Tensor:
         """New vectors (I, c, r, K) of the `readers` among nodes (I, c, N, K)."""
         turned, mapped = maps
-        edges = (turned(readers) @ nodes.transpose(2, 3)).softmax(dim=-1)
+        edges = _short_softmax(turned(readers) @ nodes.transpose(2, 3))
         return mapped(edges @ nodes).relu_()
+
+
+def _short_softmax(logits: Tensor) -> Tensor:
+    """A softmax over the last axis; torch's own takes five times as long on a CPU where that is short."""
+    if logits.device.type != "cpu":
+        return logits.softmax(dim=-1)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    powers = (wide - wide.detach().amax(dim=-1, keepdim=True)).exp()
+    return (powers / powers.sum(dim=-1, keepdim=True)).to(logits.dtype)

@@ -142,7 +142,7 @@ def test_under_autocast_scores_are_float32_and_close(kind, training):
     assert all(value.dtype == torch.float32 for value in found[0])
     rounded, exact = (torch.cat([value.flatten() for value in values[1:]]) for values in found)
     # the reasoning's rectifiers switch where rounding moves a number over 0
-    assert (rounded - exact).norm() <= (0.1 if kind == "SGR" else 0.02) * exact.norm()
+    assert (rounded - exact).norm() <= (0.15 if kind == "SGR" else 0.02) * exact.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,6 +14,7 @@ from lavis_itm_plugins.scoring import DBLScorer, SGRAFScorer, local, sets
 from lavis_itm_plugins.scoring.local import local_similarities, similarity_blocks
 from lavis_itm_plugins.scoring.pooling_attention import PlaceNorm
 from lavis_itm_plugins.scoring.sets import l2_normalized
+from lavis_itm_plugins.scoring.sgraf import _short_softmax
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-10}
 KINDS = ("DBL", "SAF", "SGR")
@@ -142,6 +143,20 @@ def test_each_thread_works_on_as_many_numbers(device, threads, numbers, monkeypa
 def test_many_threads_do_not_take_all_memory(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 256)
     assert sets.at_once(local._BLOCK_NUMBERS, torch.device("cpu")) <= 2**24
+
+
+@settings(deadline=None, max_examples=30)
+@given(nodes=st.integers(1, 20), readers=st.integers(1, 20), scale=st.sampled_from([0.0, 1.0, 300.0]))
+def test_the_softmax_of_a_short_axis_is_the_softmax(nodes, readers, scale):
+    torch.manual_seed(nodes)
+    logits = torch.randn(2, 3, readers, nodes, dtype=torch.float64).mul_(scale).requires_grad_()
+    found, expected = _short_softmax(logits), logits.softmax(dim=-1)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    of_found, of_expected = (torch.autograd.grad((part * weights).sum(), logits)[0] for part in (found, expected))
+    torch.testing.assert_close(of_found, of_expected)
+    half = logits.detach().bfloat16()
+    torch.testing.assert_close(_short_softmax(half), half.float().softmax(dim=-1).bfloat16())
 
 
 @pytest.mark.parametrize("lengths", [[3], [2, 4, 1, 2, 3]])
