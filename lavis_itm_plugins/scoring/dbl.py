@@ -40,7 +40,8 @@ class DBLScorer(nn.Module):
     def forward(self, images: Tensor, captions: Tensor, lengths: Tensor, regions: Tensor | None = None) -> Tensor:
         """Scores (I, C) in (-1, 1) of regions (I, R, D) and words (C, T, D); arguments as `scan_scores`.
 
-        Under autocast the products with sim_tran_w are in its type, all else and the scores in float32.
+        Under autocast contexts, their differences and the products with sim_tran_w are in its type; affinities,
+        lengths, softmax and the scores in float32.
         """
         half = half_precision(images)
         with torch.autocast(images.device.type, enabled=False):

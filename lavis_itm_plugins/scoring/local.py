@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from lavis_itm_plugins.scoring.sets import at_once
+from lavis_itm_plugins.scoring.sets import at_once, threads
 
 # differences of a block, for each thread of a CPU
 _BLOCK_NUMBERS = 2**21
@@ -32,8 +32,9 @@ def local_similarities(
     """Unit similarity vectors (S, m, K), differentiable once in every argument.
 
     Weights (S, n, m) of m queries over the sources (S, n, D), queries (1, m, D) for all sets or (S, m, D), matrix
-    (K, D), bias (K,). No tensor of size S x m x D is ever held. With `half` all until the product with the matrix is
-    rounded to that type, and in the backward pass what meets the matrix; lengths and the result are not.
+    (K, D), bias (K,). No tensor of size S x m x D is ever held. With `half` contexts, differences and what the matrix
+    makes of them are rounded to that type, lengths and their product are not; in the backward pass, which makes
+    contexts and differences again, only what meets the matrix is.
     """
     result: Tensor = _LocalSimilarities.apply(  # type: ignore[no-untyped-call]
         weights, sources, queries, matrix, bias, half
@@ -60,13 +61,13 @@ class RoundedLinear:
     """``x @ matrix.t() + bias``; with `half` of numbers rounded to that type, as is the result."""
 
     def __init__(self, matrix: Tensor, bias: Tensor, half: torch.dtype | None) -> None:
-        kind = half or matrix.dtype
-        self.matrix, self.bias, self.rounded = matrix.to(kind), bias.to(kind), half is not None
+        self.matrix, self.bias, self.half = matrix, bias, half
 
     def __call__(self, items: Tensor) -> Tensor:
         """Items (..., D) -> (..., K)."""
-        if self.rounded:
-            return linear(items.to(self.matrix.dtype), self.matrix, self.bias)
+        if self.half is not None:
+            # rounded for each call, whose gradients then add up in the parameters' own type
+            return linear(items.to(self.half), self.matrix.to(self.half), self.bias.to(self.half))
         # a product that adds the bias copies it first to every row, which costs more than to add it afterwards
         return linear(items, self.matrix).add_(self.bias)
 
@@ -77,7 +78,7 @@ class _Blocks:
     def __init__(self, weights: Tensor, sources: Tensor, queries: Tensor, *, whole_sets: bool = False) -> None:
         self.weights, self.sources, self.queries = weights, sources, queries
         n_sets, _, n_queries = weights.shape
-        rows = max(1, at_once(_BLOCK_NUMBERS, weights.device) // sources.shape[2])
+        rows = max(1, at_once(_BLOCK_NUMBERS * threads(), weights.device) // sources.shape[2])
         self.wide = max(1, n_queries if whole_sets else min(n_queries, rows))
         self.high = max(1, min(n_sets, rows // self.wide))
 
@@ -113,13 +114,17 @@ def _mapped(
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
     """Of each block: which sets and queries, W (c - q)^2 + b (s, q, K), and their lengths (s, q, 1)."""
     kind = half or weights.dtype
+    if kind == torch.float16:
+        # weights that are over a short context's length may be beyond its range
+        size = sources.abs().amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(sources.dtype).tiny)
+        weights, sources = weights * size, sources / size
     blocks = _Blocks(weights.to(kind), sources.to(kind), queries.to(kind), whole_sets=whole_sets)
-    room, mapped_by = blocks.memory(), RoundedLinear(matrix, bias, half)
+    room, mapped_by = blocks.memory(), RoundedLinear(matrix.to(kind), bias.to(kind), half)
     for sets, items in blocks:
         contexts, own = blocks.contexts(sets, items, room)
         # subtracted and squared in one pass, where it is
         squares = torch.ops.aten.mse_loss.out(contexts, own, _NO_REDUCTION, out=contexts)
-        mapped = mapped_by(squares).to(weights.dtype)
+        mapped = mapped_by(squares).to(bias.dtype)
         yield sets, items, mapped, torch.linalg.vector_norm(mapped, dim=2, keepdim=True)
 
 

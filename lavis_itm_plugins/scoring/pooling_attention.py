@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.scoring.dbl import linear
-from lavis_itm_plugins.scoring.local import RoundedLinear
 from lavis_itm_plugins.scoring.sets import l2_normalized
 
 
@@ -29,7 +28,7 @@ class SelfAttention(nn.Module):
     def forward(self, items: Tensor, mask: Tensor | None = None, half: torch.dtype | None = None) -> Tensor:
         """Unit vectors (n, D) of sets (n, k, D) with zeros for padding and their mask (n, k).
 
-        With `half` the products with the D x D matrices are rounded to that type.
+        With `half` the layers of D x D work in that type.
         """
         count = items.shape[1] if mask is None else mask.sum(dim=1, keepdim=True).to(items.dtype)
         local, whole = items, items.sum(dim=1) / count
@@ -45,11 +44,10 @@ class SelfAttention(nn.Module):
 
 
 def _applied(layer: nn.Module, items: Tensor, half: torch.dtype | None) -> Tensor:
-    """The layer's result, of a linear one's rounded numbers."""
-    if half is not None and isinstance(layer, nn.Linear):
-        return RoundedLinear(layer.weight, layer.bias, half)(items).to(items.dtype)
-    result: Tensor = layer(items)
-    return result
+    """The layer's result in the items' type; with `half` a linear layer works in that."""
+    with torch.autocast(items.device.type, half, enabled=half is not None and isinstance(layer, nn.Linear)):
+        result: Tensor = layer(items)
+    return result.to(items.dtype)
 
 
 class RunningNorm(nn.BatchNorm1d):

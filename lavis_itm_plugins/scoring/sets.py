@@ -14,21 +14,22 @@ from lavis_itm_plugins.errors import ItmError
 
 Prepared = TypeVar("Prepared")
 
-# what a tile holds for each thread of a CPU
+# what a tile holds on a CPU; fewer make more calls than the work is worth, more need memory where all is computed again
 _REGION_NUMBERS = 5 * 2**20
 _ATTENTION_CELLS = 2**21
 _FEWEST_REGIONS = 2**10
 _GPU_NUMBERS = 2**26
-# more would only take memory
 _MOST_THREADS = 8
 
 
 def at_once(numbers: int, device: torch.device) -> int:
-    """How many numbers to work on at once: so many for each thread of a CPU, or all that keep a GPU busy.
+    """How many numbers to work on at once: so many on a CPU, or all that keep a GPU busy."""
+    return numbers if device.type == "cpu" else _GPU_NUMBERS
 
-    A few MB stay in a CPU's cache from one pass to the next; fewer make more calls than the work is worth.
-    """
-    return numbers * min(torch.get_num_threads(), _MOST_THREADS) if device.type == "cpu" else _GPU_NUMBERS
+
+def threads() -> int:
+    """How many threads of a CPU get numbers of their own to work on, for each has a cache."""
+    return min(torch.get_num_threads(), _MOST_THREADS)
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def score_in_tiles(
 
 
 def half_precision(images: Tensor) -> torch.dtype | None:
-    """The type that autocast asks large products to have, where it is on; none for float64, which it never touches."""
+    """The type that autocast asks products to have, where it is on; none for float64, which it never touches."""
     device = images.device.type
     if images.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return None

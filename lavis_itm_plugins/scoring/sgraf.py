@@ -15,7 +15,7 @@ from lavis_itm_plugins.scoring.dbl import SMOOTH, linear, local_alignments
 from lavis_itm_plugins.scoring.local import RoundedLinear, local_similarities
 from lavis_itm_plugins.scoring.pooling_attention import RunningNorm, SelfAttention
 from lavis_itm_plugins.scoring.recomputed import recomputed_scores
-from lavis_itm_plugins.scoring.sets import Sets, at_once, half_precision, l2_normalized
+from lavis_itm_plugins.scoring.sets import Sets, at_once, half_precision, l2_normalized, threads
 from lavis_itm_plugins.scoring.tiles import Inputs, Tile, scores_of_tiles
 
 MODULES = ("SAF", "SGR")
@@ -71,7 +71,8 @@ class SGRAFScorer(nn.Module):
     def forward(self, images: Tensor, captions: Tensor, lengths: Tensor, regions: Tensor | None = None) -> Tensor:
         """Scores (I, C) in (0, 1) of regions (I, R, D) and words (C, T, D); arguments as `scan_scores`.
 
-        Under autocast the products with matrices for each pair are in its type, all else and the scores in float32.
+        Under autocast contexts, their differences, SGR's nodes and edges, and products with matrices are in its type;
+        affinities, lengths, softmax, SAF's gates and the scores in float32.
         """
         half = half_precision(images)
         with torch.autocast(images.device.type, enabled=False):
@@ -134,7 +135,7 @@ class SGRAFScorer(nn.Module):
 def _reasoned(whole: Tensor, local: Tensor, steps: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
     """SGR's first node (S, Q, K) after all steps, in blocks of images whose nodes stay in the cache."""
     *inner, last = steps
-    size, parts = max(1, at_once(_NODE_NUMBERS, local.device) // max(1, local[0:1].numel())), []
+    size, parts = max(1, at_once(_NODE_NUMBERS * threads(), local.device) // max(1, local[0:1].numel())), []
     for start in range(0, len(local), size):
         nodes = _nodes(whole[start : start + size], local[start : start + size])
         for step in inner:

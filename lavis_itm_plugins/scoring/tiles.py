@@ -16,7 +16,7 @@ from lavis_itm_plugins.scoring.sets import Sets, score_in_tiles
 @dataclass(frozen=True)
 class Inputs:
     """All that scores are made of: the sets, one vector of each whole image (I, D) and caption (C, D) where a network
-    has them, and the type that its large products round to, if any.
+    has them, and the type that autocast rounds to, if any.
     """
 
     sets: Sets

@@ -122,9 +122,10 @@ def wide(kind, generator):
     return scorer, images, captions, torch.randint(1, 8, (12,), generator=generator)
 
 
+@pytest.mark.parametrize("rounding", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_under_autocast_scores_are_float32_and_close(kind, training):
+def test_under_autocast_scores_are_float32_and_close(kind, training, rounding):
     scorer, images, captions, lengths = wide(kind, torch.Generator().manual_seed(0))
     scorer.train(training)
     of_scores = torch.randn(12, 12, generator=torch.Generator().manual_seed(1))
@@ -132,17 +133,46 @@ def test_under_autocast_scores_are_float32_and_close(kind, training):
     for half in (True, False):
         scorer.zero_grad()
         ours = images.clone().requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        with torch.autocast("cpu", dtype=rounding, enabled=half):
             scores = scorer(ours, captions, lengths)
         scores.backward(of_scores)
         found.append((scores.detach(), ours.grad, *(value.grad for value in scorer.parameters())))
     assert found[0][0].dtype == torch.float32
     assert not found[0][0].equal(found[1][0])
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-2)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=2e-2)
     assert all(value.dtype == torch.float32 for value in found[0])
     rounded, exact = (torch.cat([value.flatten() for value in values[1:]]) for values in found)
     # the reasoning's rectifiers switch where rounding moves a number over 0
-    assert (rounded - exact).norm() <= (0.15 if kind == "SGR" else 0.02) * exact.norm()
+    assert (rounded - exact).norm() <= (0.25 if kind == "SGR" else 0.02) * exact.norm()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-5, 1e3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_any_length_are_scored_in_float16(kind, size):
+    scorer, images, captions, lengths = wide(kind, torch.Generator().manual_seed(0))
+    scorer.eval()
+    images[0] *= size
+    with torch.no_grad():
+        exact = scorer(images, captions, lengths)
+        with torch.autocast("cpu", dtype=torch.float16):
+            scores = scorer(images, captions, lengths)
+    torch.testing.assert_close(scores, exact, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["SAF", "SGR"])
+def test_layers_of_whole_images_and_captions_follow_autocast(kind):
+    scorer, images, captions, lengths = wide(kind, torch.Generator().manual_seed(0))
+    seen = []
+    for module in (scorer.v_global_w, scorer.t_global_w):
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.Linear) and layer.out_features > 1:
+                layer.register_forward_hook(lambda _layer, _given, result: seen.append(result.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scorer(images, captions, lengths)
+    assert len(seen) >= 4 and set(seen) == {torch.bfloat16}
+    seen.clear()
+    scorer(images, captions, lengths)
+    assert set(seen) == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ from scoring.tiles import DIM, Tile, make_tile, pair_attention, scorer_of, tiles
 from torch import nn
 
 from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.scoring import DBLScorer, SGRAFScorer, local, sets
+from lavis_itm_plugins.scoring import DBLScorer, SGRAFScorer, local, sets, sgraf
 from lavis_itm_plugins.scoring.local import local_similarities, similarity_blocks
 from lavis_itm_plugins.scoring.pooling_attention import PlaceNorm
 from lavis_itm_plugins.scoring.sets import l2_normalized
@@ -97,6 +97,7 @@ def test_small_tiles_and_recomputation_change_nothing(kind, training, tile, monk
     monkeypatch.setattr(sets, "_REGION_NUMBERS", 70)
     monkeypatch.setattr(sets, "_ATTENTION_CELLS", 50)
     monkeypatch.setattr(local, "_BLOCK_NUMBERS", 3 * DIM)
+    monkeypatch.setattr(sgraf, "_NODE_NUMBERS", 50)
     for checkpoint in (False, True):
         more = {} if kind == "DBL" else {"dropout": 0.0}
         scorer = scorer_of(kind, checkpoint=checkpoint, **more).train(training)
@@ -125,7 +126,6 @@ def test_similarities_of_a_few_sets_at_a_time_are_those_of_all(sets_, apart, blo
     expected = local_similarities(*inputs, rounding)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "_BLOCK_NUMBERS", block)
-        patch.setattr(torch, "get_num_threads", lambda: 1)
         blocks = [(rows, part.clone()) for rows, part in similarity_blocks(*inputs, rounding)]
     torch.testing.assert_close(torch.cat([part for _, part in blocks]), expected)
     assert [row for rows, _ in blocks for row in range(sets_)[rows]] == list(range(sets_))
@@ -134,15 +134,28 @@ def test_similarities_of_a_few_sets_at_a_time_are_those_of_all(sets_, apart, blo
     assert rows == slice(0, sets_) and torch.equal(whole, expected) and whole.requires_grad
 
 
-@pytest.mark.parametrize(("device", "threads", "numbers"), [("cpu", 1, 100), ("cpu", 2, 200), ("cuda", 2, 2**26)])
-def test_each_thread_works_on_as_many_numbers(device, threads, numbers, monkeypatch):
+@pytest.mark.parametrize(("threads", "rows"), [(1, 3), (2, 6), (256, 24)])
+def test_each_of_a_few_threads_has_a_block_of_its_own(threads, rows, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert sets.at_once(100, torch.device(device)) == numbers
+    monkeypatch.setattr(local, "_BLOCK_NUMBERS", 3 * DIM)
+    given = torch.ones(100, 2, 1), torch.ones(100, 2, DIM), torch.ones(1, 1, DIM), torch.ones(3, DIM), torch.ones(3)
+    assert [len(part) for _, part in similarity_blocks(*given)][:-1] == [rows] * ((100 - 1) // rows)
 
 
-def test_many_threads_do_not_take_all_memory(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 256)
-    assert sets.at_once(local._BLOCK_NUMBERS, torch.device("cpu")) <= 2**24
+def test_a_gpu_works_on_more_at_once():
+    assert sets.at_once(100, torch.device("cpu")) == 100
+    assert sets.at_once(100, torch.device("cuda")) == 2**26
+
+
+def test_memory_of_a_tile_does_not_grow_with_the_threads(monkeypatch):
+    """What is computed again in a backward pass is as large as the tile."""
+    images, captions = torch.ones(3, 36, 8), torch.ones(40_000, 2, 8)
+    sizes = []
+    for threads in (1, 64):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        checked = sets.Sets.checked(images, captions, None, None)
+        sizes.append([len(rows) for rows, _ in checked.caption_groups(len(images))])
+    assert sizes[0] == sizes[1] and len(sizes[0]) > 1
 
 
 @settings(deadline=None, max_examples=30)
