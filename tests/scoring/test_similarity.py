@@ -97,12 +97,19 @@ def test_small_tiles_and_recomputation_change_nothing(kind, training, tile, monk
     monkeypatch.setattr(sets, "_REGION_NUMBERS", 70)
     monkeypatch.setattr(sets, "_ATTENTION_CELLS", 50)
     monkeypatch.setattr(local, "_BLOCK_NUMBERS", 3 * DIM)
-    monkeypatch.setattr(sgraf, "_NODE_NUMBERS", 50)
     for checkpoint in (False, True):
         more = {} if kind == "DBL" else {"dropout": 0.0}
         scorer = scorer_of(kind, checkpoint=checkpoint, **more).train(training)
         for found, expected in zip(all_of(scorer, tile), whole, strict=True):
             torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("numbers", [1, 60])
+def test_reasoning_over_a_few_images_at_a_time_changes_nothing(numbers, tile, monkeypatch):
+    whole = all_of(scorer_of("SGR"), tile)
+    monkeypatch.setattr(sgraf, "_NODE_NUMBERS", numbers)
+    for found, expected in zip(all_of(scorer_of("SGR"), tile), whole, strict=True):
+        torch.testing.assert_close(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("queries", [1, 3])
