@@ -3,7 +3,7 @@
     z = l2( W (c - q)^2 + b ),    c = sum_s b_s v_s
 
 For a tile of 128 x 128 the differences alone are a gigabyte, and no algebra avoids the product with W (D x K for each
-pair of image and word). So they are made, used and dropped in blocks that stay in the cache, and made again in the
+pair of image and word). So they are made, used and dropped in blocks of a few MB, and made again in the
 backward pass from the weights b. (Diao et al., SGRAF, AAAI 2021, equations 3-4, github.com/Paranioar/SGRAF.)
 """
 
@@ -33,8 +33,8 @@ def local_similarities(
 
     Weights (S, n, m) of m queries over the sources (S, n, D), queries (1, m, D) for all sets or (S, m, D), matrix
     (K, D), bias (K,). No tensor of size S x m x D is ever held. With `half` contexts, differences and what the matrix
-    makes of them are rounded to that type, lengths and their product are not; in the backward pass, which makes
-    contexts and differences again, only what meets the matrix is.
+    makes of them are rounded to that type, lengths and unit vectors are not. The backward pass makes contexts and
+    differences again unrounded; there the two products with the matrix are of that type.
     """
     result: Tensor = _LocalSimilarities.apply(  # type: ignore[no-untyped-call]
         weights, sources, queries, matrix, bias, half
@@ -73,7 +73,7 @@ class RoundedLinear:
 
 
 class _Blocks:
-    """Blocks of sets and queries whose differences fit into the cache; a block's memory is used again by the next."""
+    """Blocks of sets and queries whose differences take a few MB; a block's memory is used again by the next."""
 
     def __init__(self, weights: Tensor, sources: Tensor, queries: Tensor, *, whole_sets: bool = False) -> None:
         self.weights, self.sources, self.queries = weights, sources, queries
@@ -115,9 +115,10 @@ def _mapped(
     """Of each block: which sets and queries, W (c - q)^2 + b (s, q, K), and their lengths (s, q, 1)."""
     kind = half or weights.dtype
     if kind == torch.float16:
-        # weights that are over a short context's length may be beyond its range
+        # beyond its range are weights over a short context's length: of short sources, or of some that cancel
         size = sources.abs().amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(sources.dtype).tiny)
-        weights, sources = weights * size, sources / size
+        weights = (weights * size).clamp(max=torch.finfo(kind).max / weights.shape[1])
+        sources = sources / size
     blocks = _Blocks(weights.to(kind), sources.to(kind), queries.to(kind), whole_sets=whole_sets)
     room, mapped_by = blocks.memory(), RoundedLinear(matrix.to(kind), bias.to(kind), half)
     for sets, items in blocks:

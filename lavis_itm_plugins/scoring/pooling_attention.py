@@ -45,7 +45,9 @@ class SelfAttention(nn.Module):
 
 def _applied(layer: nn.Module, items: Tensor, half: torch.dtype | None) -> Tensor:
     """The layer's result in the items' type; with `half` a linear layer works in that."""
-    with torch.autocast(items.device.type, half, enabled=half is not None and isinstance(layer, nn.Linear)):
+    rounded = half is not None and isinstance(layer, nn.Linear)
+    # without autocast's copy of the weight, in which the gradients of all calls would add up in that type
+    with torch.autocast(items.device.type, half, enabled=rounded, cache_enabled=False):
         result: Tensor = layer(items)
     return result.to(items.dtype)
 

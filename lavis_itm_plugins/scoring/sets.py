@@ -14,7 +14,8 @@ from lavis_itm_plugins.errors import ItmError
 
 Prepared = TypeVar("Prepared")
 
-# what a tile holds on a CPU; fewer make more calls than the work is worth, more need memory where all is computed again
+# What a tile holds on a CPU: with less there are more calls than the work is worth, with more the backward pass, which
+# computes a tile again, needs more memory.
 _REGION_NUMBERS = 5 * 2**20
 _ATTENTION_CELLS = 2**21
 _FEWEST_REGIONS = 2**10
@@ -28,7 +29,7 @@ def at_once(numbers: int, device: torch.device) -> int:
 
 
 def threads() -> int:
-    """How many threads of a CPU get numbers of their own to work on, for each has a cache."""
+    """How many threads of a CPU get a block each: every core has a cache of its own."""
     return min(torch.get_num_threads(), _MOST_THREADS)
 
 

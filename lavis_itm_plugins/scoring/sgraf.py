@@ -140,7 +140,7 @@ def _reasoned(whole: Tensor, local: Tensor, steps: Sequence[Callable[[Tensor, Te
         nodes = _nodes(whole[start : start + size], local[start : start + size])
         for step in inner:
             nodes = step(nodes, nodes)
-        # only the first node is read; its vectors apart, for a product with a view may copy the matrix for each
+        # only the first node is read; copied, for a product with a view may copy the matrix once for each pair
         parts.append(last(nodes, nodes[:, :, :1].contiguous()).squeeze(2))
     return torch.cat(parts)
 

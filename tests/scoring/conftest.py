@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """Scoring takes larger blocks where there are more threads; tests that set a size mean that of one."""
     with pytest.MonkeyPatch.context() as patch:
