@@ -3,8 +3,8 @@
     z = l2( W (c - q)^2 + b ),    c = sum_s b_s v_s
 
 For a tile of 128 x 128 the differences alone are a gigabyte, and no algebra avoids the product with W (D x K for each
-pair of image and word). So they are made, used and dropped in blocks of a few MB, and made again in the
-backward pass from the weights b. (Diao et al., SGRAF, AAAI 2021, equations 3-4, github.com/Paranioar/SGRAF.)
+pair of image and word). So they are made, used and dropped in blocks of a few MB, and made again in the backward pass
+from the weights b. (Diao et al., SGRAF, AAAI 2021, equations 3-4, github.com/Paranioar/SGRAF.)
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def similarity_blocks(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         yield slice(0, len(weights)), local_similarities(*given, half)
         return
-    for sets, _, mapped, length in _mapped(*given, half, whole_sets=True):
+    blocks = _Blocks(*_rounded(weights, sources, queries, half), whole_sets=True)
+    for sets, _, mapped, length in _mapped(blocks, matrix, bias, half):
         yield sets, mapped.mul_(length.add_(_EPSILON).reciprocal_())
 
 
@@ -102,29 +103,30 @@ class _Blocks:
         return made, self.queries[:, items] if len(self.queries) == 1 else self.queries[sets, items]
 
 
-def _mapped(
-    weights: Tensor,
-    sources: Tensor,
-    queries: Tensor,
-    matrix: Tensor,
-    bias: Tensor,
-    half: torch.dtype | None,
-    *,
-    whole_sets: bool = False,
-) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Of each block: which sets and queries, W (c - q)^2 + b (s, q, K), and their lengths (s, q, 1)."""
-    kind = half or weights.dtype
-    if kind == torch.float16:
+def _rounded(
+    weights: Tensor, sources: Tensor, queries: Tensor, half: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What blocks are made of, in the type of `half`."""
+    if half is None:
+        return weights, sources, queries
+    if half == torch.float16:
         # beyond its range are weights over a short context's length: of short sources, or of some that cancel
         size = sources.abs().amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(sources.dtype).tiny)
-        weights = (weights * size).clamp(max=torch.finfo(kind).max / weights.shape[1])
+        weights = (weights * size).clamp(max=torch.finfo(half).max / weights.shape[1])
         sources = sources / size
-    blocks = _Blocks(weights.to(kind), sources.to(kind), queries.to(kind), whole_sets=whole_sets)
-    room, mapped_by = blocks.memory(), RoundedLinear(matrix.to(kind), bias.to(kind), half)
+    return weights.to(half), sources.to(half), queries.to(half)
+
+
+def _mapped(
+    blocks: _Blocks, matrix: Tensor, bias: Tensor, half: torch.dtype | None
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Of each block: which sets and queries, W (c - q)^2 + b (s, q, K), and their lengths (s, q, 1)."""
+    kind, room = half or matrix.dtype, blocks.memory()
+    mapped_by = RoundedLinear(matrix.to(kind), bias.to(kind), half)
     for sets, items in blocks:
-        contexts, own = blocks.contexts(sets, items, room)
+        contexts, queries = blocks.contexts(sets, items, room)
         # subtracted and squared in one pass, where it is
-        squares = torch.ops.aten.mse_loss.out(contexts, own, _NO_REDUCTION, out=contexts)
+        squares = torch.ops.aten.mse_loss.out(contexts, queries, _NO_REDUCTION, out=contexts)
         mapped = mapped_by(squares).to(bias.dtype)
         yield sets, items, mapped, torch.linalg.vector_norm(mapped, dim=2, keepdim=True)
 
@@ -142,7 +144,8 @@ class _LocalSimilarities(torch.autograd.Function):
     ) -> Tensor:
         n_sets, _, n_queries = weights.shape
         result, lengths = weights.new_empty(n_sets, n_queries, len(matrix)), weights.new_empty(n_sets, n_queries, 1)
-        for sets, items, mapped, length in _mapped(weights, sources, queries, matrix, bias, half):
+        blocks = _Blocks(*_rounded(weights, sources, queries, half))
+        for sets, items, mapped, length in _mapped(blocks, matrix, bias, half):
             lengths[sets, items] = length
             # a product with what is computed once for a vector: a division for every number costs four times as much
             torch.mul(mapped, (length + _EPSILON).reciprocal_(), out=result[sets, items])

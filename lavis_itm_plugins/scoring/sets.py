@@ -29,7 +29,7 @@ def at_once(numbers: int, device: torch.device) -> int:
 
 
 def threads() -> int:
-    """How many threads of a CPU get a block each: every core has a cache of its own."""
+    """How many threads a block grows with: each brings its core's cache, and more of them would only take memory."""
     return min(torch.get_num_threads(), _MOST_THREADS)
 
 

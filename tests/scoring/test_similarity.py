@@ -142,7 +142,7 @@ def test_similarities_of_a_few_sets_at_a_time_are_those_of_all(sets_, apart, blo
 
 
 @pytest.mark.parametrize(("threads", "rows"), [(1, 3), (2, 6), (256, 24)])
-def test_each_of_a_few_threads_has_a_block_of_its_own(threads, rows, monkeypatch):
+def test_a_block_grows_with_a_few_threads(threads, rows, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(local, "_BLOCK_NUMBERS", 3 * DIM)
     given = torch.ones(100, 2, 1), torch.ones(100, 2, DIM), torch.ones(1, 1, DIM), torch.ones(3, DIM), torch.ones(3)
