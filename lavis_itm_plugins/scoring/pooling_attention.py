@@ -45,12 +45,14 @@ class SelfAttention(nn.Module):
 
 def _applied(layer: nn.Module, items: Tensor, half: torch.dtype | None) -> Tensor:
     """The layer's result in the items' type; with `half` a linear layer works in that."""
+    result: Tensor
     if half is None or not isinstance(layer, nn.Linear):
-        result: Tensor = layer(items)
+        result = layer(items)
         return result
     # without autocast's copy of the weight, in which the gradients of all calls would add up in that type
     with torch.autocast(items.device.type, half, cache_enabled=False):
-        return layer(items).to(items.dtype)
+        result = layer(items)
+    return result.to(items.dtype)
 
 
 class RunningNorm(nn.BatchNorm1d):
