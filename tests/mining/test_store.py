@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.mining import (
@@ -217,6 +219,8 @@ def in_another_process(root: Path) -> int:
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
+        # tqdm's lock is one for all forks: a child that dies within it would hold it for ever
+        tqdm.set_lock(threading.RLock())
         try:
             build_candidates(root, job(), made_from())
         finally:
