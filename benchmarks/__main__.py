@@ -11,7 +11,7 @@ import benchmarks
 
 # comparisons over whole training runs take hours, and need data: `python -m benchmarks.quality --help`
 LONG = ("quality",)
-TOOLS = ("__main__", "scoring_official", "timing")
+TOOLS = ("__main__", "memory", "scoring_official", "timing")
 
 
 def main() -> int:

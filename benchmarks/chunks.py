@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.coder import peak_of, stepper
+from benchmarks.coder import stepper
+from benchmarks.memory import most_memory
 from lavis_itm_plugins import register
 
 SIZE = 96
@@ -41,13 +42,13 @@ def make_batch(size: int) -> dict[str, Any]:
     return {"image": torch.rand(size, 3, SIZE, SIZE), "text_input": captions, "image_id": torch.arange(size)}
 
 
-def returning(step: Callable[[int], None]) -> Callable[[int], None]:
-    """The step without glibc's habit of keeping freed blocks, which would count as memory in use."""
+def returning(step: Callable[[int], None]) -> Callable[[], None]:
+    """The first step without glibc's habit of keeping freed blocks, which would count as memory in use."""
 
-    def act(number: int) -> None:
+    def act() -> None:
         mmap_threshold = -3
         ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 16)
-        step(number)
+        step(0)
 
     return act
 
@@ -57,7 +58,7 @@ def measure(batch: int, width: int, layers: int, chunk: int, rounds: int) -> dic
     forms: dict[str, Any] = {"whole": {}, "in chunks": {"encode_chunk": chunk}}
     forms["blocks recomputed"] = {"checkpoint": True}
     steps = {name: stepper(make_clip(width, layers, **keys), [make_batch(batch)]) for name, keys in forms.items()}
-    memory = {name: peak_of(returning(step)) for name, step in steps.items()}
+    memory = {name: most_memory(returning(step)) / 2**20 for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         for name, step in steps.items():

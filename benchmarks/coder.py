@@ -2,26 +2,28 @@
 
 The step: both branches, key tower, four dictionaries, pseudo labels and `after_step` against the plain InfoNCE step, on
 the same batches, in turn in one process, in CPU seconds; the promise is a ratio of at most 2.2 at B = 128 with
-dictionaries of 4,096 keys. Memory: the extra state, and the most memory of a step above what was there before.
+dictionaries of 4,096 keys. Memory: the extra state, and the most memory of a step above what was there before, on one
+thread.
 Run ``python -m benchmarks.coder [--quick] [--threads 1] [--require 2.2]``.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.training import PeakMemory, make_batches, make_model
+from benchmarks.memory import most_memory
+from benchmarks.training import make_batches, make_model
 from lavis_itm_plugins import register
 
 
@@ -55,19 +57,6 @@ def stepper(model: Any, batches: list[dict[str, Any]]) -> Callable[[int], None]:
     return step
 
 
-def peak_of(step: Callable[[int], None]) -> float:
-    """The most memory of a first step in a forked process above its start, in MB: nothing freed is used again."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with PeakMemory() as memory:
-            step(0)
-        os.write(writer, str(memory.extra / 2**20).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    return float(os.read(reader, 100))
-
-
 def step_costs(rounds: int, batch: int, dim: int, size: int, keys: int) -> dict[str, float]:
     """Median CPU seconds of a step, plain and ours, and memory in MB."""
     batches = make_batches(4, batch, dim)
@@ -75,7 +64,7 @@ def step_costs(rounds: int, batch: int, dim: int, size: int, keys: int) -> dict[
         plain, coder = make_model(dim, size, size), make_coder(make_model(dim, size, size), keys, Path(folder))
     steps = {"plain": stepper(plain, batches), "coder": stepper(coder, batches)}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    memory = {name: peak_of(step) for name, step in steps.items()}
+    memory = {name: most_memory(partial(step, 0)) / 2**20 for name, step in steps.items()}
     for number in range(rounds + 1):
         # the order changes, so that neither always finds the caches warm
         for name in sorted(steps, reverse=bool(number % 2)):

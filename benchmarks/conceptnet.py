@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training import PeakMemory
+from benchmarks.memory import PeakMemory
 
 LANGUAGES = ("en", "en", "en", "fr", "de", "ja", "es", "fi", "ru", "la")
 RELATIONS = ("RelatedTo", "IsA", "HasContext", "Synonym", "FormOf", "AtLocation")

@@ -4,15 +4,13 @@ Both sides have the same weights and must agree. Training steps have a loss over
 gradient, or over the hardest ones, which these networks are trained with; SGRAF is in training mode, without dropout.
 Rows of bfloat16 are under autocast, which rounds affinities of the official form too; of ours contexts, differences,
 nodes and products with matrices. Ratios are of CPU seconds, of all threads together: other jobs on the machine change
-them less than time by the clock. Peak memory is that of a forked process above its start.
+them less than time by the clock. Peak memory is that of a forked process with one thread.
 Run ``python -m benchmarks.scoring [--quick] [--threads 2] [names ...]``.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
+from benchmarks.memory import most_memory
 from benchmarks.scoring_official import Score, bfan, dbl, per_caption, scan_i2t, scan_t2i, sgraf
 from benchmarks.timing import cpu_seconds
 from lavis_itm_plugins.losses import boosting_loss, triplet_loss
@@ -97,18 +96,6 @@ def dbl_step(score: Score, _module: nn.Module | None, images: Tensor, captions: 
     boosting_loss(score(images, captions, lengths), anchor).backward()
 
 
-def peak_mb(act: Callable[..., Any], *given: Any) -> int:
-    """Memory that `act(*given)` needs above what is there, in MiB, measured in a forked process."""
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        act(*given)
-        os.write(writer, str((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024).encode())
-        os._exit(0)
-    os.wait()
-    return int(os.read(reader, 32))
-
-
 ACTS: dict[str, Callable[..., None]] = {
     "scores": scores,
     "step, all negatives": partial(step, "all"),
@@ -167,7 +154,7 @@ def main() -> None:
     chosen = {k: v for k, v in networks(dim, sim_dim, regions=36).items() if not args.names or k in args.names}
     # before anything else: memory that was used and given back hides what is used again
     peaks = {
-        (name, kind): peak_mb(act, network.ours, network.module, *inputs)
+        (name, kind): most_memory(partial(act, network.ours, network.module, *inputs)) >> 20
         for name, network in chosen.items()
         for kind, act in ACTS.items()
     }

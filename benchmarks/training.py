@@ -10,11 +10,9 @@ Run ``python -m benchmarks.training [--quick] [--threads 1] [--require 1.05]``.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.memory import PeakMemory
 from lavis_itm_plugins import register
 from lavis_itm_plugins.checkpoints import write_checkpoint
 
@@ -119,35 +118,6 @@ def step_times(rounds: int, steps: int, batch: int, dim: int, size: int) -> tupl
             if number:
                 times[side].append((time.process_time() - start) / steps)
     return statistics.median(times[0]), statistics.median(times[1])
-
-
-def resident_bytes() -> int:
-    """Memory of this process now, on Linux."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-class PeakMemory:
-    """The most memory of this process within a `with` block, above what it had before."""
-
-    def __enter__(self) -> PeakMemory:
-        self.running = True
-        self.before = self.peak = resident_bytes()
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while self.running:
-            self.peak = max(self.peak, resident_bytes())
-            time.sleep(0.001)
-
-    def __exit__(self, *_: object) -> None:
-        self.running = False
-        self.thread.join()
-
-    @property
-    def extra(self) -> int:
-        return self.peak - self.before
 
 
 def checkpoint_cost(parameters: int) -> tuple[float, float]:
