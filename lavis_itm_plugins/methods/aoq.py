@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.distributed import gather_encoded, gather_rows
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import (
@@ -29,47 +28,15 @@ from lavis_itm_plugins.losses import (
 )
 from lavis_itm_plugins.losses.quintuplet import quintuplet_statistics
 from lavis_itm_plugins.matchers.base import starting_weights
-from lavis_itm_plugins.methods.anchors import anchor_file
+from lavis_itm_plugins.methods.aoq_config import AoqConfig, check_aoq
 from lavis_itm_plugins.methods.base import EncodedBatch, batch_image_ids, same_image
-from lavis_itm_plugins.methods.candidates import CandidateConfig, MinedLists, holds_lists
-from lavis_itm_plugins.methods.method import Method, MethodConfig
+from lavis_itm_plugins.methods.candidates import MinedLists
+from lavis_itm_plugins.methods.frozen import anchor_file
+from lavis_itm_plugins.methods.method import Method
 from lavis_itm_plugins.methods.offline import MinedItems, OfflineCaptionDataset, check_trainable, encode_with_mined
 from lavis_itm_plugins.methods.round_one import RoundOne
-from lavis_itm_plugins.mining.sampling import CROSS_PAIRS, QuintupleSampler
+from lavis_itm_plugins.mining.sampling import QuintupleSampler
 from lavis_itm_plugins.registry import register_model
-
-OFFLINE = ("hinges", "logits", "shared")
-
-
-@dataclass(frozen=True)
-class QuintupletConfig:
-    """`model.aoq`: the loss over mined negatives, and how they are drawn. Defaults are the official values."""
-
-    adaptive: bool = setting(True, help="weigh online terms by how offline and online negatives compare; triplet only")
-    pairs: bool = setting(True, help="also the two pairs without an anchor; false: the offline triplet alone")
-    alpha: float = setting(0.3, above=0, help="the smaller, the more the weights vary")
-    beta: float = setting(1.5, low=0, help="the weight where offline and online negatives are equally hard")
-    weight_min: float | None = setting(None, help="lower limit of the weights; null: none, they may be negative")
-    detach_weights: bool = setting(False, help="no gradient through the weights")
-    offline_margin: float = setting(0.0, low=0)
-    offline_weight: float = setting(1.0, low=0, help="factor of the offline terms; 1 in the paper")
-    offline: str = setting("hinges", choices=OFFLINE, help="logits, shared: in InfoNCE's denominators (ours)")
-    cross_pair: str = setting("mask", choices=CROSS_PAIRS, help="when both mined items are of one image")
-    tie_ranks: bool = setting(True, help="one draw for the ranks in both lists, as in the official code")
-    distill: float = setting(0.0, low=0, help="weight of round one's opinion of batch and mined items; offline: shared")
-    distill_temperature: float = setting(0.05, above=0)
-    draws: int = setting(1, low=1, help="mined captions and images for each pair; more than 1 with offline: shared")
-    draw_captions: int | None = setting(None, low=1, help="draw from so many of the hardest; null: the whole list")
-    draw_images: int | None = setting(None, low=1)
-
-
-@dataclass(frozen=True)
-class AoqConfig(MethodConfig):
-    """The `model` section of `itm_aoq`."""
-
-    init: str = setting("scratch", choices=("scratch", "checkpoint"), help="checkpoint: start from candidates.source")
-    aoq: QuintupletConfig = field(default_factory=QuintupletConfig)
-    candidates: CandidateConfig = field(default_factory=CandidateConfig)
 
 
 @register_model("itm_aoq")
@@ -87,25 +54,10 @@ class Aoq(Method):
     def parse_config(cls, cfg: Any, section: str = "model") -> AoqConfig:
         """As every method's; with `init: checkpoint` the round-one checkpoint becomes `matcher.finetuned`."""
         config: AoqConfig = super().parse_config(cfg, section)
-        source = config.candidates.source
-        if config.aoq.offline != "hinges" and config.base_loss.name != "infonce":
-            raise ItmError(f"{section}.aoq.offline: {config.aoq.offline} needs base_loss.name: infonce; choose hinges")
-        if config.aoq.draws > 1 and config.aoq.offline != "shared":
-            raise ItmError(f"{section}.aoq.draws: {config.aoq.draws} needs offline: shared; draw once")
-        if config.aoq.distill and config.aoq.offline != "shared":
-            raise ItmError(f"{section}.aoq.distill: {config.aoq.distill} needs offline: shared; set 0")
-        if config.aoq.distill and (source is None or holds_lists(source)):
-            raise ItmError(
-                f"{section}.aoq.distill: {config.aoq.distill} needs a run folder or a checkpoint as candidates.source, "
-                "whose scores are the example; set 0"
-            )
-        if config.init == "scratch":
+        check_aoq(config, section)
+        if config.init == "scratch" or starting_weights(config.matcher):
             return config
-        if source is None or holds_lists(source):
-            raise ItmError(f"{section}.init: checkpoint needs a run folder or a checkpoint as candidates.source")
-        if starting_weights(config.matcher):
-            return config
-        weights = {"load_finetuned": True, "finetuned": str(anchor_file(source))}
+        weights = {"load_finetuned": True, "finetuned": str(anchor_file(config.candidates.source))}
         return replace(config, matcher={**config.matcher, **weights})
 
     def setup(self, stored: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import boosting_loss, contrastive_boosting_loss, distillation_loss
 from lavis_itm_plugins.losses.boosting import boosting_statistics
 from lavis_itm_plugins.methods.base_loss import BaseLoss
+from lavis_itm_plugins.methods.moving import MomentumSchedule
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,13 @@ class BoostConfig:
             return self.weight
         done: float = batch.get("epoch", 0) + batch.get("iters", 0) / batch.get("num_iters_per_epoch", 1)
         return self.weight * min(1.0, done / self.weight_warmup)
+
+    def schedule(self, updates: int, updates_per_epoch: int, constant: float | None = None) -> MomentumSchedule:
+        """The momentum of a run's updates; `constant` where a network moves its own towers."""
+        if constant is not None:
+            return MomentumSchedule(constant, updates, "constant")
+        warmup = round(self.momentum_warmup * updates_per_epoch)
+        return MomentumSchedule(self.momentum, updates, self.momentum_schedule, warmup, self.momentum_from)
 
     def loss_against(self, target: Tensor, anchor: Tensor, positives: Tensor | None, base: BaseLoss) -> Tensor:
         """The configured loss of target against anchor, both (B, B); every one sums or averages as the base loss does.

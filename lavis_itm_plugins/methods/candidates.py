@@ -22,7 +22,7 @@ from lavis_itm_plugins.data.randomness import seeded
 from lavis_itm_plugins.distributed import barrier, copy_from_first_rank, from_first_rank, rank
 from lavis_itm_plugins.encoders.encoded import Encoded
 from lavis_itm_plugins.matchers.encode import encode_split
-from lavis_itm_plugins.methods.anchors import FrozenAnchor, content_of
+from lavis_itm_plugins.methods.frozen import FrozenAnchor, content_of
 from lavis_itm_plugins.mining import (
     Candidates,
     MiningJob,

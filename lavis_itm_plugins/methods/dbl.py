@@ -26,19 +26,12 @@ from lavis_itm_plugins.config.source import run_setting
 from lavis_itm_plugins.distributed import rank
 from lavis_itm_plugins.errors import ItmError, unknown_name
 from lavis_itm_plugins.matchers.base import DESCRIPTION, starting_weights
-from lavis_itm_plugins.methods.anchors import (
-    FrozenAnchor,
-    MomentumAnchor,
-    MomentumSchedule,
-    OwnMomentumAnchor,
-    anchor_file,
-    check_anchor,
-    varies,
-)
 from lavis_itm_plugins.methods.base import encode_batch
 from lavis_itm_plugins.methods.boost import ActivityLog, BoostConfig
 from lavis_itm_plugins.methods.branches import AveragedBranches, new_peer, own_stream
+from lavis_itm_plugins.methods.frozen import FrozenAnchor, anchor_file, check_anchor
 from lavis_itm_plugins.methods.method import Method, MethodConfig
+from lavis_itm_plugins.methods.moving import MomentumAnchor, MomentumSchedule, OwnMomentumAnchor
 from lavis_itm_plugins.registry import register_model
 
 log = logging.getLogger(__name__)
@@ -201,18 +194,8 @@ class Dbl(Method):
                 self.momentum_anchor.updates.zero_()
             log.info("dbl: %s", self._schedule().described(self._updates_per_epoch))
         elif self.config.dbl.scenario == "frozen" and context.state.epoch < context.settings.max_epoch:
-            self._cache(context.dataloaders["train"].dataset, context.settings.batch_size_eval)
-
-    def _cache(self, dataset: Any, batch_size: int) -> None:
-        anchor, wanted = self._load_anchor(), self.config.dbl.cache
-        possible = anchor.can_cache(dataset)
-        if wanted == "always" and not possible:
-            raise ItmError(
-                "model.dbl.cache: always, but the anchor has no single vector for each image, or the data set is none "
-                "of this plugin; set auto"
-            )
-        if possible and (wanted == "always" or (wanted == "auto" and not varies(dataset))):
-            anchor.fill_cache(dataset, batch_size)
+            dataset, size = context.dataloaders["train"].dataset, context.settings.batch_size_eval
+            self._load_anchor().cache(dataset, size, self.config.dbl.cache)
 
     def _load_anchor(self) -> FrozenAnchor:
         """The frozen anchor on the matcher's device, read when it is first needed: evaluation needs none."""
@@ -230,13 +213,9 @@ class Dbl(Method):
         self._total_updates = self._updates_per_epoch * int(run_setting("max_epoch", 1))
 
     def _schedule(self) -> MomentumSchedule:
-        boost = self.config.dbl
-        if isinstance(self.momentum_anchor, OwnMomentumAnchor):
-            return MomentumSchedule(self.momentum_anchor.module.momentum, self._total_updates, "constant")
-        warmup = round(boost.momentum_warmup * self._updates_per_epoch)
-        return MomentumSchedule(
-            boost.momentum, self._total_updates, boost.momentum_schedule, warmup, boost.momentum_from
-        )
+        anchor = self.momentum_anchor
+        constant = anchor.module.momentum if isinstance(anchor, OwnMomentumAnchor) else None
+        return self.config.dbl.schedule(self._total_updates, self._updates_per_epoch, constant)
 
     def after_step(self) -> None:
         """Move the momentum anchor."""
@@ -285,12 +264,8 @@ class Dbl(Method):
         self._check_anchor()
 
     def _check_anchor(self) -> None:
-        required = self._required_anchor
-        if self.frozen is not None and required is not None and self.frozen.content != required:
-            raise ItmError(
-                f"the run was trained against another anchor than {self.frozen.path} holds now (its weights hash to "
-                f"{self.frozen.content}, not {required}); put that checkpoint back, or start a new run"
-            )
+        if self.frozen is not None:
+            self.frozen.check_content(self._required_anchor, "against another anchor")
 
 
 def _holds_dbl(path: str) -> bool:

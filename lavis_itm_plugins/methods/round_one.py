@@ -11,7 +11,7 @@ from torch import Tensor
 from lavis_itm_plugins.data.randomness import seeded
 from lavis_itm_plugins.distributed import gather_encoded
 from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.methods.anchors import FrozenAnchor
+from lavis_itm_plugins.methods.frozen import FrozenAnchor
 from lavis_itm_plugins.methods.offline import encode_with_mined
 
 
@@ -31,11 +31,8 @@ class RoundOne:
         # a network that is built draws weights; training shall go on as if there was none
         with seeded(0):
             anchor = FrozenAnchor(self.source, self.chunk).to(device)
-        if not anew and self.content not in (None, anchor.content):
-            raise ItmError(
-                f"the run was trained with another round one than {anchor.path} holds now (its weights hash to "
-                f"{anchor.content}, not {self.content}); put that checkpoint back, or start a new run"
-            )
+        if not anew:
+            anchor.check_content(self.content, "with another round one")
         self.content, self._anchor = anchor.content, anchor
 
     @torch.no_grad()

@@ -28,7 +28,8 @@ from lavis_itm_plugins.losses import (
     shared_distillation_loss,
 )
 from lavis_itm_plugins.methods import candidates
-from lavis_itm_plugins.methods.aoq import Aoq, AoqConfig
+from lavis_itm_plugins.methods.aoq import Aoq
+from lavis_itm_plugins.methods.aoq_config import AoqConfig
 from lavis_itm_plugins.methods.base import same_image
 from lavis_itm_plugins.methods.candidates import (
     CandidateConfig,

@@ -17,11 +17,12 @@ from lavis_itm_plugins.config.schema import parse
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.matchers.lavis_matching import LocalPass
 from lavis_itm_plugins.methods import chunks
-from lavis_itm_plugins.methods.anchors import FrozenAnchor
-from lavis_itm_plugins.methods.aoq import Aoq, AoqConfig
+from lavis_itm_plugins.methods.aoq import Aoq
+from lavis_itm_plugins.methods.aoq_config import AoqConfig
 from lavis_itm_plugins.methods.coder import Coder
 from lavis_itm_plugins.methods.coder_config import CoderConfig
 from lavis_itm_plugins.methods.dbl import Dbl, DblConfig
+from lavis_itm_plugins.methods.frozen import FrozenAnchor
 from lavis_itm_plugins.registry import registered
 from lavis_itm_plugins.train import run_training
 

@@ -15,8 +15,9 @@ from lavis_itm_plugins.config.load import ProjectConfig
 from lavis_itm_plugins.data.datasets import CaptionDataset
 from lavis_itm_plugins.data.precomp import read_precomp
 from lavis_itm_plugins.errors import ItmError
-from lavis_itm_plugins.methods.anchors import FrozenAnchor, MomentumSchedule, content_of, varies
+from lavis_itm_plugins.methods.frozen import FrozenAnchor, content_of, varies
 from lavis_itm_plugins.methods.method import build_matcher, resolve_matcher
+from lavis_itm_plugins.methods.moving import MomentumSchedule
 from lavis_itm_plugins.momentum import MomentumCopy
 from lavis_itm_plugins.runners.schedulers import StepSchedule
 

@@ -1,16 +1,13 @@
-"""Where the anchor's scores come from: a frozen checkpoint or a momentum copy. (A peer's are those of its own step.)
+"""A trained matcher that scores beside the one in training: DBL's frozen anchor, AOQ's round one.
 
-Both have `scores(batch)`: (B, B) over the batch of all ranks, without a gradient, from a network that stays in
-evaluation mode.
+Its `scores(batch)` are (B, B) over the batch of all ranks, without a gradient, from a network in evaluation mode.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from lavis_itm_plugins.matchers.base import DESCRIPTION, Matcher, matcher_state
 from lavis_itm_plugins.matchers.encode import encode_split
 from lavis_itm_plugins.matchers.loading import load_matcher
 from lavis_itm_plugins.methods.base import encode_batch
-from lavis_itm_plugins.momentum import MomentumCopy, OwnCopy
 from lavis_itm_plugins.runners.loaders import EvalBatches, make_loader
 
 log = logging.getLogger(__name__)
@@ -63,6 +59,25 @@ class FrozenAnchor:
         device = self.matcher.device
         rows = gather_rows(batch["index"].to(device)).cpu()
         return self.matcher.score(images[caption_image[rows]].to(device), captions[rows].to(device))
+
+    def check_content(self, required: str | None, role: str) -> None:
+        """Raise ItmError when these are not the weights whose hash the run's checkpoint tells, if it does."""
+        if required not in (None, self.content):
+            raise ItmError(
+                f"the run was trained {role} than {self.path} holds now (its weights hash to {self.content}, not "
+                f"{required}); put that checkpoint back, or start a new run"
+            )
+
+    def cache(self, dataset: Any, batch_size: int, wanted: str) -> None:
+        """Keep the vectors of a training set if `wanted`: always, never, or auto, where no image varies."""
+        possible = self.can_cache(dataset)
+        if wanted == "always" and not possible:
+            raise ItmError(
+                "model.dbl.cache: always, but the anchor has no single vector for each image, or the data set is none "
+                "of this plugin; set auto"
+            )
+        if possible and (wanted == "always" or (wanted == "auto" and not varies(dataset))):
+            self.fill_cache(dataset, batch_size)
 
     def fill_cache(self, dataset: CaptionDataset, batch_size: int) -> None:
         """Encode a training set once, over all ranks; held in memory on the CPU, by image and by caption row."""
@@ -124,91 +139,3 @@ def content_of(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class MomentumSchedule:
-    """The momentum of each of a run's `steps` updates.
-
-    First a line from `warmup_from` to `start` over `warmup` updates, then half a cosine from `start` to 1, or `start`
-    for ever. (DBL's released code, MSS, whose scripts use no warm-up.)
-
-    >>> schedule = MomentumSchedule(0.9, steps=4)
-    >>> [round(schedule.at(step), 3) for step in range(4)]
-    [0.9, 0.915, 0.95, 0.985]
-    """
-
-    start: float
-    steps: int
-    kind: str = "cosine"
-    warmup: int = 0
-    warmup_from: float = 0.0
-
-    def at(self, step: int) -> float:
-        """The momentum of the update after this step (from 0)."""
-        if step < self.warmup:
-            return self.warmup_from + (self.start - self.warmup_from) * step / max(self.warmup - 1, 1)
-        if self.kind == "constant":
-            return self.start
-        progress = min(1.0, (step - self.warmup) / max(self.steps - self.warmup, 1))
-        return 1 + 0.5 * (self.start - 1) * (1 + math.cos(math.pi * progress))
-
-    def left(self) -> np.ndarray:
-        """The share of the starting weights that is left after each update, (steps,)."""
-        return np.cumprod([self.at(step) for step in range(self.steps)])
-
-    def described(self, steps_per_epoch: int) -> str:
-        """How fast the anchor follows, in words.
-
-        >>> MomentumSchedule(0.99, steps=300).described(steps_per_epoch=100)
-        'momentum 0.99 to 1: half of it is new after 73 updates (0.7 epochs), 22% of its start is left'
-        """
-        left = self.left()
-        reached = np.flatnonzero(left <= 0.5)
-        half = int(reached[0]) + 1 if len(reached) else None
-        said = f"after {half} updates ({half / steps_per_epoch:.1f} epochs)" if half else "never in this run"
-        rises = "" if self.kind == "constant" else " to 1"
-        end = f"{left[-1]:.0%} of its start is left" if len(left) else "nothing is trained"
-        return f"momentum {self.start:g}{rises}: half of it is new {said}, {end}"
-
-
-class MovingAnchor(nn.Module):
-    """What momentum anchors share: `module` scores the batch, and `updates` counts the target's steps."""
-
-    module: Any
-    updates: Tensor
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def scores(self, batch: Mapping[str, Any]) -> Tensor:
-        """Of the batch."""
-        encoded = encode_batch(self.module, batch)
-        return self.module.score(encoded.images, encoded.captions)
-
-    def check_moves(self, batch: Mapping[str, Any]) -> None:
-        """Raise ItmError when the first epoch ended without an update: nobody calls the hooks after a step."""
-        if batch.get("epoch", 0) and not batch.get("iters", 0) and not int(self.updates):
-            raise ItmError(
-                "the momentum anchor did not move in the first epoch, since this task tells the model of no step; "
-                "set run.task: itm_retrieval"
-            )
-
-
-class OwnMomentumAnchor(MovingAnchor, OwnCopy):
-    """The momentum towers that the target has for its own losses; it moves them with a constant momentum."""
-
-    def advance(self, schedule: MomentumSchedule) -> None:
-        """Count the update."""
-        self.updates += 1
-
-
-class MomentumAnchor(MovingAnchor, MomentumCopy):
-    """A moving average of the target."""
-
-    def advance(self, schedule: MomentumSchedule) -> None:
-        """Move as the schedule says for this update."""
-        self.update(schedule.at(int(self.updates)))
-        self.updates += 1
