@@ -8,20 +8,11 @@ from pathlib import Path
 import pytest
 import tiny
 from concepts.conceptnet_lines import assertions
-from lavis.common.registry import registry
 
 from lavis_itm_plugins.cli.main import main
 from lavis_itm_plugins.concepts import load_concepts
 
 CAPTIONS = "a man and a dog on a beach\nthe dog runs on the beach\na man sits\na red ball and a dog\n"
-
-
-@pytest.fixture(autouse=True)
-def own_configuration():
-    before = dict(registry.mapping["state"])
-    yield
-    registry.mapping["state"].clear()
-    registry.mapping["state"].update(before)
 
 
 @pytest.fixture

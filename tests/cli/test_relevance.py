@@ -7,22 +7,12 @@ from pathlib import Path
 
 import pytest
 import tiny
-from lavis.common.registry import registry
 
 from lavis_itm_plugins.cli.main import main
 from lavis_itm_plugins.cli.tables import graded_table, recall_table
 from lavis_itm_plugins.train import run_training
 
 RECALLS = {f"{side}_r{k}": float(k) for side in ("txt", "img") for k in (1, 5, 10)} | {"rsum": 32.0}
-
-
-@pytest.fixture(autouse=True)
-def own_configuration():
-    """LAVIS keeps one configuration for the whole process."""
-    before = dict(registry.mapping["state"])
-    yield
-    registry.mapping["state"].clear()
-    registry.mapping["state"].update(before)
 
 
 @pytest.fixture

@@ -23,15 +23,6 @@ from tests.pictures import pixels_project, write_jsonl, write_lavis
 from tests.tiny import project, write_precomp, write_project
 
 
-@pytest.fixture(autouse=True)
-def own_configuration():
-    """LAVIS keeps one configuration for the whole process."""
-    before = dict(registry.mapping["state"])
-    yield
-    registry.mapping["state"].clear()
-    registry.mapping["state"].update(before)
-
-
 def training_items(path):
     """The training set that a run of this project has."""
     config = ProjectConfig(path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from losses.positives import same_image
 from torch.nn.functional import cross_entropy, kl_div, smooth_l1_loss
 
 from lavis_itm_plugins.errors import ItmError
@@ -36,10 +37,6 @@ def golden(request: pytest.FixtureRequest) -> np.lib.npyio.NpzFile:
 def random_pair(size: int, dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
     target, anchor = torch.randn(2, size, size, generator=torch.Generator().manual_seed(0), dtype=dtype) / 4
     return target, anchor
-
-
-def same_image(ids: list[int]) -> torch.Tensor:
-    return torch.tensor(ids)[:, None] == torch.tensor(ids)
 
 
 @pytest.mark.parametrize("precision", PRECISION)

@@ -10,16 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from losses.positives import same_image
 
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import infonce_loss
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_triplet.npz"
-
-
-def same_image(ids: list[int]) -> torch.Tensor:
-    column = torch.tensor(ids, dtype=torch.long)
-    return column[:, None] == column
 
 
 def check_boostpro(archive, prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""What one process and each of two compute for test_lavis_networks.py: losses, gradients, queues, re-ranking."""
+"""What one process and each of two compute for test_lavis_two_ranks.py: losses, gradients, queues, re-ranking."""
 
 from __future__ import annotations
 

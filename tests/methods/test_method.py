@@ -7,15 +7,14 @@ from dataclasses import dataclass
 import pytest
 import tiny
 import torch
-from lavis.common.registry import registry
 from omegaconf import OmegaConf
 
-from lavis_itm_plugins.config.load import ProjectConfig
 from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.matchers.vse import VseMatcher
 from lavis_itm_plugins.methods.method import Method, MethodConfig
 
+pytestmark = pytest.mark.usefixtures("configuration")
 CAPTIONS = ["a red dog", "the green cat there", "a blue ball"]
 
 
@@ -45,14 +44,6 @@ class Scaled(Method):
 
     def get_extra_state(self):
         return {**super().get_extra_state(), "note": "kept"}
-
-
-@pytest.fixture(autouse=True)
-def configuration(tmp_path):
-    before = registry.get("configuration", no_warning=True)
-    root = tiny.write_precomp(tmp_path / "data")
-    yield ProjectConfig(tiny.write_project(tmp_path / "x.yaml", tiny.project(root, tmp_path)))
-    registry.mapping["state"]["configuration"] = before
 
 
 def section(**keys):
