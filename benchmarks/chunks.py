@@ -1,9 +1,9 @@
 """A training step of itm_clip on a batch of pictures: whole, in chunks, and with recomputed blocks.
 
-The most memory of a step (forward, backward, optimiser) above what was there before, each in a forked process that
-gives freed memory back at once, and the CPU seconds of a step, in turn in one process. Gradients and AdamW's state are
-in each figure. Cached gradients cost one more forward pass: 4/3 of the time. The network is a ViT of 6 layers on
-pictures of 96 pixels, with random weights.
+The most memory of a step (forward, backward, optimiser) above what was there before, each on one thread in a forked
+process that gives freed memory back at once, and the CPU seconds of a step, in turn in one process. Gradients and
+AdamW's state are in each figure. Cached gradients cost one more forward pass: 4/3 of the time. The network is a ViT of
+6 layers on pictures of 96 pixels, with random weights.
 Run ``python -m benchmarks.chunks [--quick] [--threads 1] [--require 1.4]``.
 """
 

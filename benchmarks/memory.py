@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,21 +15,32 @@ import torch
 
 
 def most_memory(act: Callable[[], object]) -> int:
-    """Bytes that `act()` needs in a forked process, on one thread: nothing that was freed before is used again."""
+    """Bytes that `act()` needs above its start, on one thread, measured in a forked process."""
+    # memory that is free but kept would be used again, and not counted
+    ctypes.CDLL(None).malloc_trim(0)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        # a fork has none of its parent's other threads, and OpenMP would wait for them
-        torch.set_num_threads(1)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        act()
-        os.write(writer, str(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)).encode())
-        os._exit(0)
+        try:
+            # a fork has none of its parent's other threads, and OpenMP would wait for them
+            torch.set_num_threads(1)
+            before = _most_resident()
+            act()
+            os.write(writer, str(_most_resident() - before).encode())
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
     os.close(writer)
     _, status = os.waitpid(child, 0)
     with os.fdopen(reader) as told:
         assert status == 0, f"the measured process ended with {os.waitstatus_to_exitcode(status)}"
         return int(told.read())
+
+
+def _most_resident() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def resident_bytes() -> int:

@@ -4,7 +4,7 @@ Both sides have the same weights and must agree. Training steps have a loss over
 gradient, or over the hardest ones, which these networks are trained with; SGRAF is in training mode, without dropout.
 Rows of bfloat16 are under autocast, which rounds affinities of the official form too; of ours contexts, differences,
 nodes and products with matrices. Ratios are of CPU seconds, of all threads together: other jobs on the machine change
-them less than time by the clock. Peak memory is that of a forked process with one thread.
+them less than time by the clock. Peak memory is above the start, on one thread.
 Run ``python -m benchmarks.scoring [--quick] [--threads 2] [names ...]``.
 """
 

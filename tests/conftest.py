@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+import torch
+from hypothesis import HealthCheck, register_random, settings
 
 # a busy machine is no fault of the code; CI repeats the same examples, a person's machine looks for new ones
 settings.register_profile(
@@ -34,11 +35,23 @@ def farm() -> Iterator:
     running.close()
 
 
+class TorchRandom:
+    """What hypothesis seeds before each example."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+# hypothesis keeps no reference of its own
+TORCH_RANDOM = TorchRandom()
+register_random(TORCH_RANDOM)
+
+
 @pytest.fixture(autouse=True)
 def draws_repeat() -> None:
-    """Tensors that a test draws without a seed are the same in every run: hypothesis does not seed torch."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+    """Tensors that a test draws without a seed are the same in every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

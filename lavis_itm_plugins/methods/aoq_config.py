@@ -1,4 +1,4 @@
-"""The `model` section of `itm_aoq`."""
+"""The `model` section of `itm_aoq`, and which of its settings do not go together."""
 
 from __future__ import annotations
 
@@ -46,18 +46,22 @@ class AoqConfig(MethodConfig):
 
 def check_aoq(config: AoqConfig, section: str) -> None:
     """Raise ItmError for settings that do not go together."""
-    aoq, source = config.aoq, config.candidates.source
-    has_model = source is not None and not holds_lists(source)
+    aoq = config.aoq
     if aoq.offline != "hinges" and config.base_loss.name != "infonce":
         raise ItmError(f"{section}.aoq.offline: {aoq.offline} needs base_loss.name: infonce; choose hinges")
     if aoq.draws > 1 and aoq.offline != "shared":
         raise ItmError(f"{section}.aoq.draws: {aoq.draws} needs offline: shared; draw once")
     if aoq.distill and aoq.offline != "shared":
         raise ItmError(f"{section}.aoq.distill: {aoq.distill} needs offline: shared; set 0")
-    if aoq.distill and not has_model:
+    if aoq.distill and not _has_model(config):
         raise ItmError(
             f"{section}.aoq.distill: {aoq.distill} needs a run folder or a checkpoint as candidates.source, whose "
             "scores are the example; set 0"
         )
-    if config.init == "checkpoint" and not has_model:
+    if config.init == "checkpoint" and not _has_model(config):
         raise ItmError(f"{section}.init: checkpoint needs a run folder or a checkpoint as candidates.source")
+
+
+def _has_model(config: AoqConfig) -> bool:
+    source = config.candidates.source
+    return source is not None and not holds_lists(source)

@@ -60,16 +60,22 @@ class FrozenAnchor:
         rows = gather_rows(batch["index"].to(device)).cpu()
         return self.matcher.score(images[caption_image[rows]].to(device), captions[rows].to(device))
 
-    def check_content(self, required: str | None, role: str) -> None:
-        """Raise ItmError when these are not the weights whose hash the run's checkpoint tells, if it does."""
+    def check_content(self, required: str | None, trained: str) -> None:
+        """Raise ItmError when these are not the weights whose hash the run's checkpoint tells, if it does.
+
+        `trained` is how the run was trained with them, such as "against another anchor".
+        """
         if required not in (None, self.content):
             raise ItmError(
-                f"the run was trained {role} than {self.path} holds now (its weights hash to {self.content}, not "
+                f"the run was trained {trained} than {self.path} holds now (its weights hash to {self.content}, not "
                 f"{required}); put that checkpoint back, or start a new run"
             )
 
     def cache(self, dataset: Any, batch_size: int, wanted: str) -> None:
-        """Keep the vectors of a training set if `wanted`: always, never, or auto, where no image varies."""
+        """Keep a training set's vectors as `model.dbl.cache` says: always, never, or auto, if no image varies.
+
+        Raises ItmError for always where it cannot.
+        """
         possible = self.can_cache(dataset)
         if wanted == "always" and not possible:
             raise ItmError(

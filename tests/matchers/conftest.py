@@ -1,9 +1,10 @@
-"""LAVIS's networks at their smallest, and the words they read."""
+"""LAVIS's networks at their smallest, and the words they read; data in the SCAN layout; a process without a project."""
 
 from __future__ import annotations
 
 import lavis_tiny
 import pytest
+import tiny
 import torch
 from omegaconf import OmegaConf
 
@@ -39,3 +40,9 @@ def make(words):
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """Region features and captions; no test changes them."""
+    return tiny.write_precomp(tmp_path_factory.mktemp("data"))

@@ -36,11 +36,6 @@ def trained(root, folder, name, **run):
     return run_training(tiny.write_project(folder / "x.yaml", content))
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny.write_precomp(tmp_path_factory.mktemp("data"))
-
-
 @pytest.mark.parametrize("name", SECTIONS)
 @pytest.mark.parametrize(("regions", "dim"), [(36, 2048), (9, 256), (1, 1280)])
 def test_regions_grids_and_single_vectors_all_train(name, regions, dim):

@@ -1,4 +1,4 @@
-"""What one process, or each of two, mines and trains for test_aoq_runs.py: `aoq_ranks.py FOLDER` imports LAVIS once.
+"""What one process, or each of two, mines and trains for test_aoq_same_runs.py; one import of LAVIS for all of it.
 
 Float64, without dropout, the same global batch: each run's weights go to `FOLDER/NAME_SIZE.pt`.
 """

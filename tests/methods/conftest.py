@@ -1,4 +1,4 @@
-"""What the tests of a method on one batch start from; those that need one ask for it by name."""
+"""What the tests of a method on one batch, and of whole runs of itm_aoq, start from; each asks for it by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from methods.dbl_batch import plain_matcher
+from methods.runs import plain_run
 
 from lavis_itm_plugins.config.load import ProjectConfig
 from lavis_itm_plugins.data.precomp import read_precomp
@@ -45,3 +46,16 @@ def sampler(split):
     images = np.stack([owners[captions[image]][:3] for image in owners])
     empty = np.zeros((0, 0))
     return QuintupleSampler(HardNegatives(captions, images, empty, empty, empty), owners)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data, and the run `plain` of round one."""
+    return plain_run(tmp_path_factory.mktemp("aoq"))
+
+
+@pytest.fixture
+def as_before():
+    """A run asks torch for deterministic algorithms; the next test has any again."""
+    yield
+    torch.use_deterministic_algorithms(False)

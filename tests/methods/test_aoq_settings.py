@@ -53,6 +53,12 @@ def test_wrong_settings_are_said_when_they_are_read(keys, message):
         Aoq.parse_config(section(**keys))
 
 
+def test_a_source_is_looked_for_only_where_its_weights_are_needed():
+    """A checkpoint that was trained elsewhere is read where its round one cannot be named."""
+    config = Aoq.parse_config(section(candidates={"source": "~nobody of this name/run"}))
+    assert config.candidates.source == "~nobody of this name/run"
+
+
 def test_only_a_data_set_of_ours_is_taken():
     with pytest.raises(ItmError, match=r"needs one training set of this plugin .* not list"):
         method().wrap_dataset([1, 2])

@@ -26,6 +26,7 @@ from lavis_itm_plugins.matchers.encode import captions_of
 from lavis_itm_plugins.runners import loop
 from lavis_itm_plugins.train import run_training
 
+pytestmark = pytest.mark.usefixtures("as_before")
 SCENARIOS = ("momentum", "frozen", "peer")
 STEPS = 8
 
@@ -34,12 +35,6 @@ STEPS = 8
 def folder(tmp_path_factory):
     """Data, and a plain run of the triplet loss, `plain`, which serves as an anchor."""
     return plain_run(tmp_path_factory.mktemp("dbl"))
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def dbl_project(folder, scenario, name, itm=None, region_drop=0.0, dbl=None, **run):
