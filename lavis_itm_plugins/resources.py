@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lavis_itm_plugins.errors import ItmError, nearest
+from lavis_itm_plugins.paths import user_path
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -22,7 +23,7 @@ def find_config(path: str | Path) -> Path:
 
     Raises ItmError, with the nearest shipped projects, when it is in neither place.
     """
-    wanted = Path(path).expanduser()
+    wanted = user_path(path)
     parts = wanted.parts[1:] if wanted.parts[:1] == ("projects",) else wanted.parts
     for candidate in (wanted, _shipped("projects").joinpath(*parts)):
         if candidate.is_file():

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from lavis_itm_plugins.cli.tables import text_table
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 RECIPE = ("size", "min_count", "source", "conceptnet", "mode", "k", "vectors", "tagger")
 LISTED = 20
@@ -68,7 +68,7 @@ def _build(given: argparse.Namespace) -> int:
 
     recipe = parse(ConceptRecipe, {name: getattr(given, name) for name in RECIPE}, "concepts build")
     captions = _captions(given)
-    cache = Path(given.cache).expanduser() if given.cache else default_cache_root()
+    cache = user_path(given.cache) if given.cache else default_cache_root()
     concepts = make_concepts(captions, recipe, cache / "concepts")
     print(f"{len(captions)} captions")
     _describe(concepts.graph)
@@ -83,7 +83,7 @@ def _captions(given: argparse.Namespace) -> list[str]:
     if given.captions:
         from lavis_itm_plugins.data.text import read_lines
 
-        return read_lines(Path(given.captions).expanduser())
+        return read_lines(user_path(given.captions))
     print("loading LAVIS ...", flush=True)
     from lavis_itm_plugins import register
 
@@ -171,7 +171,7 @@ def _draw(graph: Any, concept: str, neighbours: list[str], path: str) -> None:
 
 def _explain(given: argparse.Namespace) -> int:
     """Print the concepts with the largest shares in each caption's concept vector."""
-    target = Path(given.run).expanduser()
+    target = user_path(given.run)
     checkpoint = target / "checkpoint_best.pth" if target.is_dir() else target
     print("loading LAVIS ...", flush=True)
     from lavis_itm_plugins import register

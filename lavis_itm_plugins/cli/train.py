@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def what_to_train(cfg_path: str | None, resume: str | None, options: list[str]) 
         if cfg_path is None:
             raise ItmError("--resume alone goes on with a configuration's last run; give --cfg-path or a run folder")
         return cfg_path, asked
-    path = Path(resume).expanduser()
+    path = user_path(resume)
     if not path.exists():
         raise ItmError(f"--resume: {resume} does not exist; give a run folder or a checkpoint")
     own = (path if path.is_dir() else path.parent) / "config.yaml"

@@ -19,6 +19,7 @@ from lavis_itm_plugins.concepts.vectors import concept_vectors, is_numberbatch
 from lavis_itm_plugins.concepts.vocabulary import concept_vocabulary, load_tagger, tagged_words
 from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def save_concepts(concepts: Concepts, folder: str | Path) -> None:
 
 def load_concepts(folder: str | Path) -> Concepts:
     """What ``save_concepts`` wrote; raises ItmError when it is missing or damaged."""
-    source = Path(folder).expanduser()
+    source = user_path(folder)
     try:
         content = json.loads((source / GRAPH_FILE).read_text(encoding="utf-8"))
         vectors = np.load(source / VECTORS_FILE) if (source / VECTORS_FILE).exists() else None

@@ -17,6 +17,7 @@ import numpy as np
 from lavis_itm_plugins.concepts.conceptnet import ATTRIBUTION, GAINS, read_conceptnet
 from lavis_itm_plugins.concepts.vectors import Vectors, is_numberbatch, read_word_vectors
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def cached_vectors(path: str | Path, words: Sequence[str], root: Path) -> Vector
 
 def content_key(path: str | Path, words: Sequence[str], gains: Mapping[str, float]) -> str:
     """A name that changes with the file (size, time, first and last MiB), the words, the gains or our version."""
-    file = Path(path).expanduser()
+    file = user_path(path)
     try:
         about = file.stat()
         with file.open("rb") as content:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from lavis_itm_plugins.concepts.vocabulary import lemma
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def _open(path: str | Path | BinaryIO, opened: ExitStack) -> tuple[BinaryIO, int
         return path, None
     if str(path) == STANDARD_INPUT:
         return sys.stdin.buffer, None
-    file = Path(path).expanduser()
+    file = user_path(path)
     return opened.enter_context(file.open("rb")), file.stat().st_size
 
 

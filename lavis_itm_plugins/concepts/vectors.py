@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lavis_itm_plugins.concepts.conceptnet import uri_term
 from lavis_itm_plugins.concepts.vocabulary import lemma
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def read_word_vectors(path: str | Path, words: Sequence[str], *, language: str =
     forms = {form: None for word in words for form in _forms(word)}
     found: Vectors = {}
     dim, bad, prefix = None, 0, f"/c/{language}/".encode()
-    for line in _lines(Path(path).expanduser()):
+    for line in _lines(user_path(path)):
         if dim is None:
             dim = _dimension(line, path)
             if len(line.split()) == 2:
@@ -69,7 +70,7 @@ def is_numberbatch(path: str | Path) -> bool:
 
     Raises ItmError when the file cannot be read.
     """
-    first = list(islice(_lines(Path(path).expanduser()), 2))
+    first = list(islice(_lines(user_path(path)), 2))
     return "numberbatch" in Path(path).name.lower() or any(line.startswith(b"/c/") for line in first)
 
 

@@ -148,6 +148,8 @@ def find_format(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix == ".json":
         return "lavis" if read_text(path).lstrip()[:1] == "[" else "karpathy"
+    if not path.exists():
+        raise ItmError(f"{path} does not exist; check its path")
     if suffix not in by_suffix:
         raise ItmError(f"{path}: its format cannot be told from its name; set format to one of {', '.join(READERS)}")
     return by_suffix[suffix]

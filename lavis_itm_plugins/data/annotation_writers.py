@@ -13,6 +13,7 @@ from typing import Any
 from lavis_itm_plugins.data.annotations import AnnotatedImage, Annotations
 from lavis_itm_plugins.data.scenes.captions import tokenize
 from lavis_itm_plugins.errors import ItmError, unknown_name
+from lavis_itm_plugins.paths import user_path
 
 
 def write_annotations(annotations: Annotations, format: str, out: str | Path) -> list[Path]:
@@ -22,7 +23,7 @@ def write_annotations(annotations: Annotations, format: str, out: str | Path) ->
     """
     if format not in WRITERS:
         raise unknown_name("annotation format", format, WRITERS)
-    out = Path(out).expanduser()
+    out = user_path(out)
     texts = {out / name if name else out: text for name, text in WRITERS[format](annotations)}
     for path in texts:
         if path.exists():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lavis_itm_plugins.data.annotation_formats import READERS, Record, Report, find_format
 from lavis_itm_plugins.errors import ItmError, unknown_name
+from lavis_itm_plugins.paths import user_path
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +66,15 @@ def read_annotations(
     """
     if format is not None and format not in READERS:
         raise unknown_name("annotation format", str(format), READERS)
-    by_split = {str(key): _path(file) for key, file in source.items()} if isinstance(source, Mapping) else None
+    by_split = {str(key): user_path(file) for key, file in source.items()} if isinstance(source, Mapping) else None
     if by_split is None:
-        file = _path(source)  # type: ignore[arg-type]
+        file = user_path(source)  # type: ignore[arg-type]
         files = [file]
         records = _with_splits(list(_read(file, format, report)), file)
     else:
         files = list(by_split.values())
         records = [record for key, file in by_split.items() for record in _part(key, file, format, report)]
     return Annotations(_root(images, files), _group(records, report), files)
-
-
-def _path(file: str | Path) -> Path:
-    return Path(os.path.expanduser(file))
 
 
 def _read(file: Path, format: str | None, report: Report) -> Iterable[Record]:
@@ -88,7 +84,7 @@ def _read(file: Path, format: str | None, report: Report) -> Iterable[Record]:
 def _root(images: str | Path | None, files: list[Path]) -> Path:
     """The folder that image names are relative to."""
     if images is not None:
-        return _path(images)
+        return user_path(images)
     roots = {file if file.is_dir() else file.parent for file in files}
     if len(roots) > 1:
         raise ItmError(f"the annotation files lie in {len(roots)} folders; set images to the folder of the images")

@@ -21,6 +21,7 @@ from lavis_itm_plugins.data.precomp import find_prefix, read_precomp
 from lavis_itm_plugins.data.scenes import SceneConfig, build_scenes, load_scenes
 from lavis_itm_plugins.data.splits import CaptionSplit
 from lavis_itm_plugins.errors import ItmError, unknown_name
+from lavis_itm_plugins.paths import user_path
 from lavis_itm_plugins.registry import register_builder
 from lavis_itm_plugins.resources import config_file
 
@@ -120,7 +121,7 @@ class PrecompBuilder(ItmBuilder):
 
     def split(self, name: str) -> CaptionSplit | None:
         """Read `{split}_ims.npy` and its captions; training data must be there, unless the run only evaluates."""
-        root = Path(self.settings.root).expanduser()
+        root = user_path(self.settings.root)
         optional = name != "train" or bool(run_setting("evaluate"))
         if optional and root.is_dir() and find_prefix(root, name) is None:
             return None
@@ -139,13 +140,13 @@ class PrecompBuilder(ItmBuilder):
 
     def feature_size(self) -> int:
         """Size of a region feature; where a run only evaluates there may be no training file."""
-        root = Path(self.settings.root).expanduser()
+        root = user_path(self.settings.root)
         prefix = next((found for name in SPLITS if (found := find_prefix(root, name))), "train")
         return FeatureFile(root / f"{prefix}_ims.npy").dim
 
     def feature_sample(self) -> Tensor:
         """Features of at most 2,000 training images, evenly spread."""
-        features = FeatureFile(Path(self.settings.root).expanduser() / "train_ims.npy")
+        features = FeatureFile(user_path(self.settings.root) / "train_ims.npy")
         return features.fetch(np.unique(np.linspace(0, len(features) - 1, num=2000).astype(np.int64)))
 
 

@@ -25,6 +25,7 @@ from lavis_itm_plugins.data.feature_models import FeatureModel, feature_model
 from lavis_itm_plugins.data.pictures import open_picture
 from lavis_itm_plugins.devices import check_device
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def extract_features(
     The work is done in `out.part` and renamed when whole. After a kill, the same call goes on in that folder and
     gives the same bytes. Raises ItmError when `out` exists, or was begun with another recipe or other data.
     """
-    out = Path(out).expanduser().absolute()
+    out = user_path(out).absolute()
     if out.exists():
         raise ItmError(f"{out} exists; remove it, or choose another output")
     device = check_device(device, "--device")

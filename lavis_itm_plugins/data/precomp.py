@@ -11,6 +11,7 @@ from lavis_itm_plugins.data.features import FeatureFile
 from lavis_itm_plugins.data.splits import CaptionSplit, check_captions
 from lavis_itm_plugins.data.text import read_lines
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 # SCAN's data sets name the validation split "dev"
 FILE_PREFIXES = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
@@ -37,7 +38,7 @@ def read_precomp(root: str | Path, split: str) -> CaptionSplit:
 
     Raises ItmError with the file and the numbers that do not fit.
     """
-    root = Path(root).expanduser()
+    root = user_path(root)
     if not root.is_dir():
         raise ItmError(f"data folder {root} does not exist; set `root` to the folder with train_ims.npy")
     prefix = find_prefix(root, split) or FILE_PREFIXES[split][0]

@@ -16,6 +16,7 @@ from lavis_itm_plugins.data.lookup import configured_builders, training_texts
 from lavis_itm_plugins.data.scenes import SceneSplit, default_cache_root, load_scenes, relevance_matrix
 from lavis_itm_plugins.devices import check_device
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 from lavis_itm_plugins.relevance import (
     CaptionLabels,
     CiderSimilarity,
@@ -49,7 +50,7 @@ class LabelConfig:
     @property
     def root(self) -> Path:
         """Where labels are kept."""
-        return (Path(self.cache).expanduser() if self.cache else default_cache_root()) / "relevance"
+        return (user_path(self.cache) if self.cache else default_cache_root()) / "relevance"
 
 
 class SceneLabels:

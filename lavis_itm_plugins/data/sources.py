@@ -10,13 +10,14 @@ from lavis_itm_plugins.data.findings import Report
 from lavis_itm_plugins.data.precomp import FILE_PREFIXES, find_prefix
 from lavis_itm_plugins.data.verify import verify_features, verify_pictures
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 
 def verify_source(
     source: str | Mapping[str, str], *, images: str | None = None, format: str | None = None, checksums: bool = True
 ) -> Report:
     """Verify a folder of features, or pictures with annotations."""
-    if isinstance(source, str) and format is None and is_precomp(Path(source).expanduser()):
+    if isinstance(source, str) and format is None and is_precomp(user_path(source)):
         return verify_features(source, checksums=checksums)
     return verify_pictures(source, images=images, format=format, checksums=checksums)
 

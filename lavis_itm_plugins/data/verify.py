@@ -18,6 +18,7 @@ from lavis_itm_plugins.data.pictures import open_picture
 from lavis_itm_plugins.data.precomp import FILE_PREFIXES, find_prefix, match_captions, read_names
 from lavis_itm_plugins.data.text import read_lines
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 BLOCK_BYTES = 64 << 20
 
@@ -81,7 +82,7 @@ def _look(file: Path, checksum: bool) -> tuple[str, str, str]:
 
 def verify_features(root: str | Path, *, checksums: bool = True) -> Report:
     """Look at every caption and every feature of a folder in the SCAN layout; the features are read in blocks."""
-    root = Path(root).expanduser()
+    root = user_path(root)
     report = Report(str(root), ("split", *CAPTION_COLUMNS, "features", "type", "NaN/inf rows"))
     dims = {}
     for split in FILE_PREFIXES:

@@ -15,6 +15,7 @@ from lavis_itm_plugins.config.schema import setting
 from lavis_itm_plugins.encoders.pooling import POOLINGS, Pooling
 from lavis_itm_plugins.encoders.vocabulary import Vocabulary
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 VOCABULARY_VARIABLE = "LAVIS_ITM_BERT_VOCAB"
 
@@ -120,7 +121,7 @@ def load_bert(name: str) -> tuple[object, nn.Module]:
     A folder without weights gives a BERT with random ones; one without `vocab.txt` takes the file that
     LAVIS_ITM_BERT_VOCAB names. A name is looked up in the local cache first, then on the hub.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     try:
         if folder.is_dir():
             return _bert_of_folder(folder)
@@ -141,7 +142,7 @@ def _bert_of_folder(folder: Path) -> tuple[object, nn.Module]:
         raise ItmError(f"model.text.bert: {folder} has no config.json; give a BERT folder or a hub name")
     words = folder / "vocab.txt"
     if not words.exists():
-        words = Path(os.environ.get(VOCABULARY_VARIABLE) or words).expanduser()
+        words = user_path(os.environ.get(VOCABULARY_VARIABLE) or words)
     if not words.is_file():
         raise ItmError(f"model.text.bert: {words} does not exist; put vocab.txt there, or set {VOCABULARY_VARIABLE}")
     tokenizer = BertTokenizer.from_pretrained(str(folder)) if words.parent == folder else BertTokenizer(str(words))

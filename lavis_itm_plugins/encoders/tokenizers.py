@@ -10,6 +10,7 @@ from typing import Any
 
 from lavis_itm_plugins.encoders.text import VOCABULARY_VARIABLE, ask_hub
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 
 HUB_NAME = "bert-base-uncased"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -44,7 +45,7 @@ class WordPieces:
         given = path or os.environ.get(VOCABULARY_VARIABLE)
         if not given:
             return cls(_words_of_hub())
-        file = Path(given).expanduser()
+        file = user_path(given)
         file = file / "vocab.txt" if file.is_dir() else file
         name = "model.tokenizer_path" if path else VOCABULARY_VARIABLE
         try:

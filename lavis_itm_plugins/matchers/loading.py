@@ -7,6 +7,7 @@ from pathlib import Path
 from lavis_itm_plugins.checkpoints import read_checkpoint
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.matchers.base import DESCRIPTION, Matcher, matcher_state
+from lavis_itm_plugins.paths import user_path
 from lavis_itm_plugins.registry import registered
 
 
@@ -15,7 +16,7 @@ def load_matcher(path: str | Path) -> Matcher:
 
     Raises ItmError when the file is missing or does not say what it holds.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     file = file / "checkpoint_best.pth" if file.is_dir() else file
     state = matcher_state(read_checkpoint(file), str(file))
     network = registered("model").get((state.get(DESCRIPTION) or {}).get("arch"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +35,7 @@ from lavis_itm_plugins.methods.method import Method
 from lavis_itm_plugins.methods.offline import MinedItems, OfflineCaptionDataset, check_trainable, encode_with_mined
 from lavis_itm_plugins.methods.round_one import RoundOne
 from lavis_itm_plugins.mining.sampling import QuintupleSampler
+from lavis_itm_plugins.paths import user_path
 from lavis_itm_plugins.registry import register_model
 
 
@@ -166,7 +166,7 @@ class Aoq(Method):
         plan, fresh = self.config.candidates, not (context.state.epoch or context.state.step)
         if fresh:
             self.lists.forget()
-        if plan.source is not None and fresh and not Path(plan.source).expanduser().exists():
+        if plan.source is not None and fresh and not user_path(plan.source).exists():
             raise ItmError(f"model.candidates.source: {plan.source} does not exist; give a run folder of round one")
         if plan.source is None and fresh and not plan.start_epoch and not self._starts_trained(context):
             raise ItmError(

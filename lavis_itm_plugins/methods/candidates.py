@@ -34,6 +34,7 @@ from lavis_itm_plugins.mining import (
 from lavis_itm_plugins.mining.exclusions import Exclusions
 from lavis_itm_plugins.mining.staleness import staleness
 from lavis_itm_plugins.mining.store import META, text_digest
+from lavis_itm_plugins.paths import user_path
 from lavis_itm_plugins.runners.loaders import EvalBatches, make_loader
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class MinedLists:
 
 def holds_lists(source: str) -> bool:
     """Whether a source is a folder of mined lists, not a model."""
-    return (Path(source).expanduser() / META).is_file()
+    return (user_path(source) / META).is_file()
 
 
 def _root(context: Any) -> Path:

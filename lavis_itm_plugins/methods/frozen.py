@@ -25,6 +25,7 @@ from lavis_itm_plugins.matchers.base import DESCRIPTION, Matcher, matcher_state
 from lavis_itm_plugins.matchers.encode import encode_split
 from lavis_itm_plugins.matchers.loading import load_matcher
 from lavis_itm_plugins.methods.base import encode_batch
+from lavis_itm_plugins.paths import user_path
 from lavis_itm_plugins.runners.loaders import EvalBatches, make_loader
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def varies(dataset: CaptionDataset) -> bool:
 
 def anchor_file(path: str | Path) -> Path:
     """The checkpoint that a person means: a file, or the best one of a run folder."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     return path / "checkpoint_best.pth" if path.is_dir() else path
 
 

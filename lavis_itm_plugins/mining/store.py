@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lavis_itm_plugins.distributed import rank
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.mining.negatives import HardNegatives
+from lavis_itm_plugins.paths import user_path
 
 SCHEMA = 2
 META = "meta.json"
@@ -124,7 +125,7 @@ def open_candidates(folder: str | Path, data: Mapping[str, Any] | None = None) -
     Raises ItmError when it is missing or damaged, or when it was mined from other `data`; the field that differs is
     named. Lists of another model fit: they are only less hard. The first rank reads every value, the others none.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise ItmError(f"candidate lists {folder} do not exist; make them with lavis-itm mine")
     try:

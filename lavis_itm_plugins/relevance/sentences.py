@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 from lavis_itm_plugins.relevance.cache import cached, digest_of, file_digest
 from lavis_itm_plugins.relevance.labels import IntArray, over_captions
 from lavis_itm_plugins.relevance.safetensors import read_safetensors
@@ -40,7 +41,7 @@ class SentenceEncoder:
         """From a local folder, or from the hub by name; raises ItmError when neither can be read."""
         from transformers import AutoTokenizer
 
-        folder = Path(name).expanduser()
+        folder = user_path(name)
         if folder.is_dir() and not any((folder / file).exists() for file in WEIGHTS):
             raise ItmError(f"sentence encoder {folder} has no weights ({' or '.join(WEIGHTS)}); name a trained one")
         try:
@@ -118,7 +119,7 @@ def cached_sentences(captions: Sequence[str], encoder: str, root: Path, *, devic
 
 def _identity(encoder: str) -> Any:
     """What the vectors depend on: the content of a folder, wherever it lies, or a hub name."""
-    folder = Path(encoder).expanduser()
+    folder = user_path(encoder)
     if not folder.is_dir():
         return encoder
     files = [folder / name for name in ("config.json", "vocab.txt", "tokenizer.json", *WEIGHTS)]

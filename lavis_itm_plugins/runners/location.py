@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lavis_itm_plugins.errors import ItmError
+from lavis_itm_plugins.paths import user_path
 from lavis_itm_plugins.runners.settings import RunConfig
 
 # Keys of `run` and `run.itm` that may change between the parts of one run.
@@ -26,7 +27,7 @@ def run_path(run: RunConfig, config: Mapping[str, Any]) -> Path:
     `auto` without a name takes the newest run of the same configuration, so that other runs in `output_dir` are left
     alone. A relative `output_dir` is relative to the current folder. Raises ItmError for a folder that holds no run.
     """
-    root = Path(run.output_dir).expanduser().absolute()
+    root = user_path(run.output_dir).absolute()
     folder = run_folder_of(run.resume_ckpt_path) if run.resume_ckpt_path else None
     if folder is not None:
         return folder
@@ -46,7 +47,7 @@ def run_folder_of(resume: str | Path) -> Path | None:
     """The run folder that a path to go on from names: itself, or the one its checkpoint lies in; None for neither."""
     if resume == "auto":
         return None
-    path = Path(resume).expanduser().absolute()
+    path = user_path(resume).absolute()
     folder = path if path.is_dir() else path.parent
     if (folder / "config.yaml").is_file():
         return folder

@@ -66,6 +66,12 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("path", ["nowhere/x", "nowhere/x.csv", "nowhere/x.json", "~nobody-of-this-name/x.json"])
+def test_a_path_that_is_not_there_is_said_as_it_was_given(path):
+    with pytest.raises(ItmError, match=f"^{path} does not exist; check its path$"):
+        read_annotations(path)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_sentence(name, tmp_path):
     file, content, message = BAD[name]

@@ -25,6 +25,7 @@ from lavis_itm_plugins.data.scenes.draw import draw_scene
 from lavis_itm_plugins.data.scenes.twins import MAX_FAMILY, families
 from lavis_itm_plugins.data.scenes.world import Scene
 from lavis_itm_plugins.errors import ItmError, unknown_name
+from lavis_itm_plugins.paths import user_path
 
 VERSION = 1  # raise it whenever a change gives other bytes for the same configuration
 SPLITS = ("train", "val", "test")
@@ -83,8 +84,8 @@ class SceneSplit:
 def default_cache_root() -> Path:
     """`$LAVIS_ITM_CACHE`, else `$XDG_CACHE_HOME/lavis-itm`, else `~/.cache/lavis-itm`."""
     if chosen := os.environ.get("LAVIS_ITM_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lavis-itm"
+        return user_path(chosen)
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lavis-itm"
 
 
 def build_scenes(config: SceneConfig, cache_root: str | Path | None = None, progress: bool = True) -> Path:
@@ -93,7 +94,7 @@ def build_scenes(config: SceneConfig, cache_root: str | Path | None = None, prog
     Safe against being killed (the folder appears whole or not at all) and against several processes at once (one
     makes it, the others wait). `progress` shows a bar on a terminal. Raises ItmError when the cache is not writable.
     """
-    root = default_cache_root() if cache_root is None else Path(cache_root).expanduser()
+    root = default_cache_root() if cache_root is None else user_path(cache_root)
     folder = root / config.folder_name
     if _is_complete(folder, config):
         return folder
