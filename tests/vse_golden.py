@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
+from golden import FIXTURES
 from torch import Tensor
 
-FILE = Path(__file__).resolve().parent / "fixtures" / "golden_vse.npz"
+FILE = FIXTURES / "golden_vse.npz"
 # position codes are float32 in the official code, float64 tolerances do not hold for GPO
 GPO_TOLERANCE = {"rtol": 1e-6, "atol": 1e-9}
 

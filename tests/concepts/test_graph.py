@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pytest
 from concepts.conceptnet_lines import assertions
+from golden import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ from lavis_itm_plugins.concepts import (
 )
 from lavis_itm_plugins.errors import ItmError
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_coder.npz"
+FIXTURE = FIXTURES / "golden_coder.npz"
 # what the reference numbers were made from
 WORDS = ["man", "dog", "beach", "ball", "red", "run", "sit", "snow", "unseen"]
 CAPTIONS = [

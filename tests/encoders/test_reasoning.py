@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES
 
 from lavis_itm_plugins.encoders.captioning import Captioner
 from lavis_itm_plugins.encoders.reasoning import RegionReasoning, norm_over_regions
 from lavis_itm_plugins.matchers.vse import unit
 
-FILE = Path(__file__).resolve().parents[1] / "fixtures" / "golden_encoders.npz"
+FILE = FIXTURES / "golden_encoders.npz"
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES
 
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.evaluation import (
@@ -18,7 +17,7 @@ from lavis_itm_plugins.evaluation import (
     retrieval_metrics,
 )
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_candidates.npz"
+FIXTURE = FIXTURES / "golden_candidates.npz"
 OWNERS = np.arange(150) // 5
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES, check_extract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
@@ -17,7 +18,7 @@ from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.evaluation import graded_metrics, graded_queries, matrix_block, score_block
 from lavis_itm_plugins.evaluation.graded import NCS_TOP, TAU_TOP, kendall_tau, query_metrics
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_bcls.npz"
+FIXTURE = FIXTURES / "golden_bcls.npz"
 QUERY_NAMES = {"tau", "ndcg", "rprecision", "map_r", *(f"tau{k}" for k in TAU_TOP), *(f"ncs{k}" for k in NCS_TOP)}
 
 
@@ -43,9 +44,7 @@ def test_golden(golden, case: str) -> None:
 
 
 def test_fixture_is_part_of_the_shared_archive(shared: Path) -> None:
-    whole, part = np.load(shared / "golden" / "bcls.npz"), np.load(FIXTURE)
-    for key in part.files:
-        np.testing.assert_array_equal(part[key], whole[key])
+    check_extract(FIXTURE, shared / "golden" / "bcls.npz")
 
 
 def naive_query(scores: list[float], labels: list[float], matches: list[bool], above: float | None) -> dict[str, float]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.evaluation import RecallCounter, coco_1k_folds, evaluate_tiles, retrieval_metrics, score_tiles
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_triplet.npz"
+FIXTURE = FIXTURES / "golden_triplet.npz"
 KEYS = [
     *("txt_r1", "txt_r5", "txt_r10", "txt_medr", "txt_meanr", "img_r1", "img_r5", "img_r10", "img_medr", "img_meanr"),
     *("txt_r_mean", "img_r_mean", "r_mean", "rsum", "agg_metrics"),

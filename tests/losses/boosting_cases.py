@@ -6,17 +6,16 @@ archive where it is present.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES
 from hypothesis import strategies as st
 from losses.positives import same_image
 
 from lavis_itm_plugins.losses import boosting_loss
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_boosting.npz"
+FIXTURE = FIXTURES / "golden_boosting.npz"
 FORMS = ("relative", "absolute")
 NEGATIVES = ("hardest", "all")
 OFFICIAL = {"boostrel": "relative", "boostabs": "absolute"}

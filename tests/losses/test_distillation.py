@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 from losses.positives import same_image
@@ -16,7 +15,7 @@ from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import boosting_loss, distillation_loss
 from lavis_itm_plugins.losses.distillation import FORMS
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_boosting.npz"
+FIXTURE = FIXTURES / "golden_boosting.npz"
 # ours x factor = theirs, where they average over B and add the directions
 OFFICIAL = {
     "dino": ("cross_entropy", lambda loss, size: loss / size),

@@ -8,45 +8,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden import FIXTURES, check_extract
+from losses.coder_golden import Golden, open_golden
 from losses.diversity_cases import EXACT, WAYS, value_and_gradient
 
 from lavis_itm_plugins.losses import diversity_contrastive_loss, diversity_weights
 from lavis_itm_plugins.losses.diversity import negative_spreads
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_diversity.npz"
+FIXTURE = FIXTURES / "golden_diversity.npz"
 
 
-class Golden:
-    """Tensors of the archive by their name after ``dcl_``."""
-
-    def __init__(self, path: Path) -> None:
-        self.archive = np.load(path)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return torch.from_numpy(self.archive[f"dcl_{name}"])
-
-    def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self["q"].requires_grad_(), self["k"], self["neg"], self["mask"]
+def inputs(golden: Golden) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries that want a gradient, keys, negatives and which of these are valid."""
+    return golden["q"].requires_grad_(), golden["k"], golden["neg"], golden["mask"]
 
 
 @pytest.fixture(params=["fixture", "shared"])
 def golden(request: pytest.FixtureRequest) -> Golden:
-    shared = request.param == "shared"
-    return Golden(request.getfixturevalue("shared") / "golden" / "coder.npz" if shared else FIXTURE)
+    return open_golden(request, FIXTURE, "dcl_")
 
 
 def test_fixture_is_part_of_the_shared_archive(shared: Path) -> None:
-    whole, part = np.load(shared / "golden" / "coder.npz"), np.load(FIXTURE)
-    for key in part.files:
-        np.testing.assert_array_equal(part[key], whole[key])
+    check_extract(FIXTURE, shared / "golden" / "coder.npz")
 
 
 @pytest.mark.parametrize(("form", "kind"), WAYS)
 def test_golden_weights(golden: Golden, form: str, kind: str) -> None:
-    query, _, negatives, valid = golden.inputs()
+    query, _, negatives, valid = inputs(golden)
     temperature = 0.05 if form == "nce" else 1 / 90
     similarities = query @ negatives.T
     weights = diversity_weights(similarities, valid, kind=kind, temperature=temperature)
@@ -58,7 +48,7 @@ def test_golden_weights(golden: Golden, form: str, kind: str) -> None:
 
 @pytest.mark.parametrize(("form", "kind"), WAYS)
 def test_golden_loss(golden: Golden, form: str, kind: str) -> None:
-    query, key, negatives, valid = golden.inputs()
+    query, key, negatives, valid = inputs(golden)
     options = {"form": form, "kind": kind}
     loss, gradient = value_and_gradient(query, key, negatives, valid, **options)
     torch.testing.assert_close(loss, golden[f"{form}_{kind}"], **EXACT)
@@ -73,7 +63,7 @@ def test_golden_loss(golden: Golden, form: str, kind: str) -> None:
 
 
 def test_golden_statistics(golden: Golden) -> None:
-    query, _, negatives, valid = golden.inputs()
+    query, _, negatives, valid = inputs(golden)
     counts, means, spreads = negative_spreads(query @ negatives.T, valid)
     assert torch.equal(counts[:, 0], valid.sum(dim=1))
     torch.testing.assert_close(means[:, 0], golden["mu"], **EXACT)
@@ -82,7 +72,7 @@ def test_golden_statistics(golden: Golden) -> None:
 
 
 def test_golden_variants(golden: Golden) -> None:
-    query, key, negatives, valid = golden.inputs()
+    query, key, negatives, valid = inputs(golden)
     everything, one = golden["valid"].expand_as(valid), torch.zeros_like(valid)
     one[:, 1] = True
     for name, mask, options in (

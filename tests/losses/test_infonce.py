@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from losses.positives import same_image
@@ -15,7 +16,7 @@ from losses.positives import same_image
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import infonce_loss
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_triplet.npz"
+FIXTURE = FIXTURES / "golden_triplet.npz"
 
 
 def check_boostpro(archive, prefix: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden import FIXTURES, check_extract
 from hypothesis import given
 from hypothesis import strategies as st
+from losses.coder_golden import Golden, open_golden
 from torch.nn.functional import normalize
 
 from lavis_itm_plugins.errors import ItmError
@@ -20,28 +21,17 @@ from lavis_itm_plugins.losses.prototypes import (
     sinkhorn_codes,
 )
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_coder.npz"
+FIXTURE = FIXTURES / "golden_coder.npz"
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
-
-
-class Golden:
-    def __init__(self, path: Path) -> None:
-        self.archive = np.load(path)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return torch.from_numpy(self.archive[name])
 
 
 @pytest.fixture(params=["fixture", "shared"])
 def golden(request: pytest.FixtureRequest) -> Golden:
-    shared = request.param == "shared"
-    return Golden(request.getfixturevalue("shared") / "golden" / "coder.npz" if shared else FIXTURE)
+    return open_golden(request, FIXTURE)
 
 
 def test_fixture_is_part_of_the_shared_archive(shared: Path) -> None:
-    whole, part = np.load(shared / "golden" / "coder.npz"), np.load(FIXTURE)
-    for key in part.files:
-        np.testing.assert_array_equal(part[key], whole[key])
+    check_extract(FIXTURE, shared / "golden" / "coder.npz")
 
 
 def test_golden_codes(golden: Golden) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES
 from losses.positives import same_image
 from losses.triplet_cases import value_and_gradient
 
 from lavis_itm_plugins.losses import triplet_loss
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_triplet.npz"
+FIXTURE = FIXTURES / "golden_triplet.npz"
 TOLERANCE = {torch.float64: {"rtol": 1e-10, "atol": 1e-12}, torch.float32: {"rtol": 5e-5, "atol": 5e-5}}
 
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import run_script
 
 
 @pytest.fixture(scope="module")
 def ranks(words):
     """What one process, and two, computed, by name: losses, gradients, buffers, scores."""
     folder = words.parent
-    tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("lavis_ranks.py")), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("matchers/lavis_ranks.py", folder)
     return [torch.load(folder / f"ranks_{size}.pt") for size in (1, 2)]
 
 

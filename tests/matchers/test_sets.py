@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +10,7 @@ import tiny
 import torch
 from lavis.models import load_model
 from matchers.sets import SECTIONS, batch_of, make, section_of
+from scripts import run_script
 from torch.utils.data import DataLoader
 
 from lavis_itm_plugins.config.load import ProjectConfig
@@ -162,11 +159,7 @@ def test_every_model_type_is_checked_and_names_its_network(root, tmp_path, arch)
 
 
 def test_two_ranks_have_the_loss_and_gradients_of_one_process(tmp_path):
-    places = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places, "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(Path(__file__).with_name("set_ranks.py")), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("matchers/set_ranks.py", tmp_path)
     one, two = (torch.load(tmp_path / f"ranks_{size}.pt") for size in (1, 2))
     assert one.keys() == two.keys()
     for name, value in one.items():

@@ -6,9 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import tiny
@@ -17,6 +14,7 @@ from methods.aoq_runs import SHARED, aoq_project, epochs, lists_of
 from methods.runs import train
 from runners.compare import assert_equal, assert_same_runs
 from runners.farm import Farm
+from scripts import run_script
 
 from lavis_itm_plugins.checkpoints import read_checkpoint
 from lavis_itm_plugins.errors import ItmError
@@ -109,12 +107,7 @@ def test_a_killed_run_goes_on_exactly(event, call, folder, tmp_path):
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     tiny.write_precomp(folder / "data", train=23)
-    tests = str(Path(__file__).parents[1])
-    places = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places, "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(Path(__file__).with_name("aoq_ranks.py")), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_script("methods/aoq_ranks.py", folder)
     return folder
 
 

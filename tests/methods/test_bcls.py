@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +9,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from golden import FIXTURES
 from lavis.common.registry import registry
 from methods.bcls_processes import batch_of, method_of, random_method
 from omegaconf import OmegaConf
 from runners.compare import assert_same_runs
+from scripts import run_script
 from torch.nn.functional import normalize
 
 from lavis_itm_plugins.config.load import ProjectConfig
@@ -25,7 +24,7 @@ from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.losses import kendall_loss, triplet_loss
 from lavis_itm_plugins.methods.bcls import BCLS, BclsConfig, KendallConfig
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_bcls.npz"
+FIXTURE = FIXTURES / "golden_bcls.npz"
 
 
 @pytest.mark.parametrize("source", ["fixture", "shared"])
@@ -208,13 +207,7 @@ def elsewhere(tmp_path_factory) -> Path:
     root = tiny.write_precomp(folder / "data")
     content = content_of(root, folder / "runs", max_epoch=3, itm={"save_every_steps": 3})
     tiny.write_project(folder / "project.yaml", content)
-    places = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places, "PYTHONWARNINGS": "ignore"}
-    script = str(Path(__file__).with_name("bcls_processes.py"))
-    done = subprocess.run(
-        [sys.executable, script, str(folder)], env=environment, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_script("methods/bcls_processes.py", folder)
     return folder
 
 

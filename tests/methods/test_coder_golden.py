@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES
 from methods.coder_stubs import batch_of, make_coder
 from torch.nn.functional import normalize
 
 from lavis_itm_plugins.methods.coder_branches import ConceptBranch, fuse
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_coder.npz"
+FIXTURE = FIXTURES / "golden_coder.npz"
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import tiny
 import torch
 from concepts.conceptnet_lines import assertions
 from runners.compare import assert_same_runs
+from scripts import run_script
 
 from lavis_itm_plugins.errors import ItmError
 
@@ -22,12 +20,7 @@ def folder(tmp_path_factory) -> Path:
     """What the processes of `coder_runs.py` left."""
     target = tmp_path_factory.mktemp("coder")
     tiny.write_precomp(target / "data", train=23, val=7)
-    places = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places, "PYTHONWARNINGS": "ignore"}
-    environment["LAVIS_ITM_CACHE"] = str(target / "cache")
-    command = [sys.executable, str(Path(__file__).with_name("coder_runs.py")), str(target)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_script("methods/coder_runs.py", target, LAVIS_ITM_CACHE=str(target / "cache"))
     return target
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from golden import FIXTURES
 from lavis.common.registry import registry
 
 from lavis_itm_plugins.config.load import ProjectConfig
@@ -21,7 +21,7 @@ from lavis_itm_plugins.methods.moving import MomentumSchedule
 from lavis_itm_plugins.momentum import MomentumCopy
 from lavis_itm_plugins.runners.schedulers import StepSchedule
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_boosting.npz"
+FIXTURE = FIXTURES / "golden_boosting.npz"
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import tiny
@@ -17,6 +14,7 @@ from lavis.common.registry import registry
 from methods.runs import plain_run, train
 from runners.compare import assert_same_runs
 from runners.farm import Farm
+from scripts import run_script
 
 from lavis_itm_plugins.checkpoints import read_checkpoint
 from lavis_itm_plugins.cli.main import main
@@ -214,12 +212,7 @@ def test_the_command_trains_a_frozen_run(folder, capsys):
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     tiny.write_precomp(folder / "data", train=23)
-    tests = str(Path(__file__).parents[1])
-    places = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places, "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(Path(__file__).with_name("dbl_ranks.py")), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_script("methods/dbl_ranks.py", folder)
     return folder
 
 

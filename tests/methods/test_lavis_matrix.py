@@ -7,9 +7,6 @@ The quick suite trains the diagonal, `make test-full` the whole matrix.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lavis_tiny
@@ -21,6 +18,7 @@ from methods.lavis_matrix import METHODS, OBJECTIVES, STEPS, model_section, proj
 from omegaconf import OmegaConf
 from pictures import write_lavis
 from runners.compare import assert_same_runs
+from scripts import run_script
 
 from lavis_itm_plugins.evaluating import evaluate_checkpoint
 from lavis_itm_plugins.methods.method import build_matcher
@@ -182,12 +180,8 @@ def test_two_ranks_equal_one(which, tmp_path):
     """The weights after two epochs, in float64: contrast and methods over the batch of both ranks."""
     lavis_tiny.write_words(tmp_path)
     chosen = [case for case in CASES if case[0] == which and case not in DIAGONAL] or sorted(DIAGONAL)
-    tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1", "LAVIS_ITM_CACHE": str(tmp_path)}
     names = [f"{network}:{method}" for network, method in chosen]
-    command = [sys.executable, str(Path(__file__).with_name("lavis_matrix_ranks.py")), str(tmp_path), *names]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("methods/lavis_matrix_ranks.py", tmp_path, *names, timeout=900, LAVIS_ITM_CACHE=str(tmp_path))
     for network, method in chosen:
         one, two = (torch.load(tmp_path / f"{network}_{method}_{size}.pt") for size in (1, 2))
         assert one.keys() == two.keys()

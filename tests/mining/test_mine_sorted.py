@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from golden import FIXTURES, check_extract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mining.mine_cases import direct, sets, unit
 
 from lavis_itm_plugins.mining import CandidateFilters, HardNegatives, mine_hard_negatives, passes
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_candidates.npz"
+FIXTURE = FIXTURES / "golden_candidates.npz"
 
 
 @settings(deadline=None, max_examples=60)
@@ -99,9 +98,7 @@ def test_golden_lists(golden) -> None:
 
 
 def test_fixture_is_part_of_the_shared_archive(shared) -> None:
-    whole, part = np.load(shared / "golden" / "aoq.npz"), np.load(FIXTURE)
-    for key in part.files:
-        np.testing.assert_array_equal(part[key], whole[key])
+    check_extract(FIXTURE, shared / "golden" / "aoq.npz")
 
 
 def test_equal_embeddings_are_listed_by_id() -> None:

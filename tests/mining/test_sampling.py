@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from golden import FIXTURES
 
 from lavis_itm_plugins.data.randomness import keyed_uniform
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.mining import HardNegatives
 from lavis_itm_plugins.mining.sampling import DRAWS, QuintupleSampler
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_candidates.npz"
+FIXTURE = FIXTURES / "golden_candidates.npz"
 
 
 def lists(captions, images) -> HardNegatives:

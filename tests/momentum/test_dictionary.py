@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lavis_itm_plugins.errors import ItmError
 from lavis_itm_plugins.momentum import Dictionary
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "golden_coder.npz"
+FIXTURE = FIXTURES / "golden_coder.npz"
 
 
 def test_golden_queue() -> None:

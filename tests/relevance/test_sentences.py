@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import FIXTURES
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from lavis_itm_plugins.errors import ItmError
@@ -21,7 +22,7 @@ from lavis_itm_plugins.relevance import (
 )
 from lavis_itm_plugins.relevance.safetensors import read_safetensors
 
-GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "golden_bcls.npz")
+GOLDEN = np.load(FIXTURES / "golden_bcls.npz")
 CAPTIONS = [
     "a dog",
     "a red dog on grass",

@@ -1,7 +1,6 @@
 """Several processes equal one: losses, gradients, training, evaluation, resume; and a start that gives up."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import tiny
 import torch
 from runners.compare import assert_same_runs
+from scripts import environment
 
 WORKER = str(Path(__file__).with_name("ranks.py"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -21,10 +21,8 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     for images in (5, 7):
         tiny.write_precomp(folder / f"data_{images}", train=23, val=images)
-    places = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places, "PYTHONWARNINGS": "ignore"}
     started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for command in (
             [*TORCHRUN, "--nproc_per_node=2", WORKER, str(folder)],
             [sys.executable, WORKER, str(folder), "1", "3"],

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from golden import FIXTURES
 from torch import Tensor, nn
 
 from lavis_itm_plugins.scoring import DBLScorer, SGRAFScorer, bfan_scores, scan_scores
 
-FILE = Path(__file__).resolve().parents[1] / "fixtures" / "golden_scoring.npz"
+FILE = FIXTURES / "golden_scoring.npz"
 
 
 @cache
